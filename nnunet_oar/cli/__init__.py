@@ -1,0 +1,37 @@
+"""The command `nnunet_oar`: one module per sub-command, each with HELP, add_arguments(parser) and run(args)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from nnunet_oar.version import __version__
+
+COMMANDS = ("env", "doctor", "phantom", "plan", "prepare")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet_oar", description="Organs at risk in CT: a plug-in to nnU-Net v2. Not a medical device."
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet_oar {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"nnunet_oar.cli.{name}")
+        sub = subparsers.add_parser(
+            name, help=module.HELP, description=module.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0, 1 for a problem that the user can mend (one sentence on stderr), 2 for wrong usage."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError, NotImplementedError, RuntimeError) as error:
+        print(f"nnunet_oar {args.command}: {error}", file=sys.stderr)
+        return 1

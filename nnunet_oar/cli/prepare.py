@@ -1,0 +1,33 @@
+"""nnunet_oar prepare: verify, fingerprint, plan and preprocess a data set for an OAR trainer."""
+
+from __future__ import annotations
+
+import argparse
+
+from nnunet_oar.cli import plan
+
+HELP = "verify, fingerprint, plan and preprocess a data set for an OAR trainer; stock plans and data are left alone"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    plan.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+    from nnunetv2.paths import nnUNet_raw
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+
+    from nnunet_oar.planners.base import CONFIGURATION
+
+    plan.check(args)
+    for dataset in args.d:
+        name = maybe_convert_to_dataset_name(plan.dataset_argument(dataset))
+        number = convert_dataset_name_to_id(name)
+        progress = not args.disable_progress_bar
+        verify_dataset_integrity(f"{nnUNet_raw}/{name}", args.np)
+        extract_fingerprint_dataset(number, num_processes=args.np, clean=False, show_progress_bar=progress)
+        print(f"wrote {plan.make_plans(args, name)}")
+        preprocess_dataset(number, args.overwrite_plans_name, [CONFIGURATION], [args.np], show_progress_bar=progress)
+        print(f"ready: nnUNetv2_train {number} {CONFIGURATION} 0 -tr {args.tr} -p {args.overwrite_plans_name}")

@@ -1,0 +1,111 @@
+"""Augmentation of a crop and its labels. Flips are the paper's (000, section 2.1.3), the rest are batchgeneratorsv2's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from batchgeneratorsv2.helpers.scalar_type import RandomScalar
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from torch import Tensor
+
+from nnunet_oar.plan import CascadePlan
+
+_ROTATION: RandomScalar = (-15 * math.pi / 180, 15 * math.pi / 180)
+
+
+def flip(image: Tensor, labels: Tensor, axes: Sequence[int], plan: CascadePlan) -> tuple[Tensor, Tensor]:
+    """Mirror image (C, Z, Y, X) and labels (1, Z, Y, X) along `axes`; left and right labels change places where the plan's
+    left-right axis is among them."""
+    if not axes:
+        return image, labels
+    dims = [axis + 1 for axis in axes]
+    image, labels = image.flip(dims), labels.flip(dims)
+    if plan.left_right_axis in axes:
+        swapped = labels.clone()
+        for left, right in plan.swap_on_flip:
+            swapped[labels == left] = right
+            swapped[labels == right] = left
+        labels = swapped
+    return image, labels
+
+
+def draw_flips(rng: np.random.Generator, plan: CascadePlan) -> tuple[int, ...]:
+    return tuple(axis for axis in plan.flip_axes if rng.random() < 0.5)
+
+
+def nnunet_transforms(shape: Sequence[int]) -> BasicTransform:
+    """Rotation, scaling and intensity changes with nnU-Net's own transforms, milder than its defaults: +-15 degrees, because
+    the crop has nothing beyond its sides to rotate in, and no simulated low resolution."""
+    return ComposeTransforms(
+        [
+            SpatialTransform(
+                tuple(shape),
+                patch_center_dist_from_border=0,
+                random_crop=False,
+                p_elastic_deform=0,
+                p_rotation=0.5,
+                rotation=_ROTATION,
+                p_scaling=0.5,
+                scaling=(0.85, 1.15),
+                p_synchronize_scaling_across_axes=0.5,
+                bg_style_seg_sampling=False,
+                mode_seg="nearest",
+                border_mode_seg="zeros",
+                padding_mode_image="border",
+            ),
+            RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1), apply_probability=0.1),
+            RandomTransform(GaussianBlurTransform(blur_sigma=(0.5, 1.0), p_per_channel=1), apply_probability=0.1),
+            RandomTransform(
+                MultiplicativeBrightnessTransform(
+                    multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False
+                ),
+                apply_probability=0.15,
+            ),
+            RandomTransform(
+                ContrastTransform(
+                    contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False
+                ),
+                apply_probability=0.15,
+            ),
+            RandomTransform(
+                GammaTransform(
+                    gamma=BGContrast((0.7, 1.5)),
+                    p_invert_image=0,
+                    synchronize_channels=False,
+                    p_per_channel=1,
+                    p_retain_stats=1,
+                ),
+                apply_probability=0.2,
+            ),
+        ]
+    )
+
+
+class seeded_globals:
+    """Context in which NumPy's and torch's global generators are seeded, and after which they are as before.
+
+    batchgeneratorsv2 draws from both; a sample must be a function of its number whatever was drawn before.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self._numpy, self._torch = np.random.get_state(), torch.get_rng_state()
+        np.random.seed(self.seed % 2**32)
+        torch.random.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *_) -> None:
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)

@@ -1,0 +1,70 @@
+"""What the plan must know of a data set, from the preprocessed cases (stock plans) or from the raw files (our planner)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nnunet_oar.axes import anatomical_axes
+from nnunet_oar.fit import CaseFacts, DatasetFacts
+from nnunet_oar.roi import Box
+
+
+def organ_labels(dataset_json: Mapping) -> dict[str, int]:
+    """Organ -> label, without background, in the order of the labels."""
+    labels = {name: label for name, label in dataset_json["labels"].items() if name != "background"}
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def intensity_facts(
+    schemes: Sequence[str], foreground: Mapping[str, Mapping[str, float]]
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """(window in HU, (slope, intercept) from HU to the preprocessed data); None where the normalisation has lost the HU.
+
+    schemes: nnU-Net's normalisation schemes, one per channel; foreground: the fingerprint's intensity properties. The window is
+    what nnU-Net's CTNormalization clips to: on stock plans the data cannot hold more.
+    """
+    if len(schemes) != 1 or schemes[0] not in ("NoNormalization", "CTNormalization"):
+        return None, None
+    statistics = foreground["0"]
+    low, high = float(statistics["percentile_00_5"]), float(statistics["percentile_99_5"])
+    window = (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
+    if schemes[0] == "NoNormalization":
+        return window, (1.0, 0.0)
+    std = max(float(statistics["std"]), 1e-8)  # as CTNormalization
+    return window, (1 / std, -float(statistics["mean"]) / std)
+
+
+def facts_from_preprocessed(dataset, plans_manager, configuration_manager, dataset_json: Mapping) -> DatasetFacts:
+    """From nnU-Net's dataset object over ALL cases of a configuration: headers and .pkl files, no volume is read.
+
+    Organ boxes come from nnU-Net's sampled foreground voxels (all of an organ up to 10,000 voxels, else at least 10,000 or 1%), so
+    they can be a voxel or two short: good enough for the size of a grid.
+    """
+    labels = organ_labels(dataset_json)
+    cases, properties = [], []
+    for name in dataset.identifiers:
+        data, _, _, case_properties = dataset.load_case(name)
+        organs = {}
+        for label in labels.values():
+            voxels = np.asarray(case_properties.get("class_locations", {}).get(label, []))
+            if len(voxels):
+                voxels = voxels[:, -3:]
+                organs[label] = Box(tuple(voxels.min(0)), tuple(voxels.max(0) + 1))
+        cases.append(CaseFacts(tuple(data.shape[1:]), organs))
+        properties.append(
+            {key: case_properties[key] for key in ("sitk_stuff", "nibabel_stuff") if key in case_properties}
+        )
+    window, from_hu = intensity_facts(
+        configuration_manager.normalization_schemes, plans_manager.foreground_intensity_properties_per_channel
+    )
+    return DatasetFacts(
+        spacing_mm=tuple(float(value) for value in configuration_manager.spacing),
+        cases=cases,
+        labels=labels,
+        axes=anatomical_axes(properties, plans_manager.transpose_forward),
+        window=window,
+        intensity_from_hu=from_hu,
+    )

@@ -1,0 +1,234 @@
+"""What fits the section "oar" and the canvas to a data set. Planner and trainer (on stock plans) both call `fit_cascade`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nnunet_oar.axes import AnatomicalAxes
+from nnunet_oar.plan import CascadePlan, Triple
+from nnunet_oar.roi import Box
+
+# Measured with scripts/benchmark_speed.py (docs/benchmarks.md): peak memory of one training step in float32, per voxel of the
+# grid and feature of the first level; mixed precision needs about 60% of it.
+TRAINING_BYTES_PER_VOXEL_AND_FEATURE = 170
+# The second stage gets what the memory target allows, the first one this share of its voxels: it need not be precise.
+COARSE_SHARE = 0.4
+# nnU-Net's predictor holds about 6 bytes per class and voxel of the canvas, each export worker about 12.
+CANVAS_BYTES_PER_CLASS_AND_VOXEL = 18
+CANVAS_MEMORY_BYTES = 16e9
+CANVAS_HEADROOM = 1.25
+OESOPHAGUS = re.compile(r"o?esophag", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Shape of one preprocessed case and the box of each of its organs, in voxels of the working spacing."""
+
+    shape: Triple
+    organs: Mapping[int, Box]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the plan depends on, over all training cases.
+
+    spacing_mm and shapes are in the axis order of the preprocessed data. labels: organ -> label, without background.
+    axes: None where they are not known. window: the foreground's 0.5 and 99.5 percentiles in HU; None with several channels or
+    where the HU are lost.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    cases: Sequence[CaseFacts]
+    labels: Mapping[str, int]
+    axes: AnatomicalAxes | None
+    window: tuple[float, float] | None
+    intensity_from_hu: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the user allows: memory of the training device in GB, epochs and iterations per epoch (None: the recipe's)."""
+
+    memory_gb: float = 8.0
+    epochs: int | None = None
+    iterations: int | None = None
+
+
+def fit_canvas(facts: DatasetFacts) -> Triple:
+    """nnU-Net's patch size: holds every training case whole, with headroom along the body axis, within a bound of memory.
+
+    Two voxels more than the largest case on each axis, so that an image that fills the canvas is known to be larger than any in
+    training.
+    """
+    largest = np.max([case.shape for case in facts.cases], axis=0) + 2
+    body_axis = facts.axes.inferior_superior if facts.axes else int(np.argmax(facts.spacing_mm))
+    canvas = [int(size) for size in largest]
+    limit = CANVAS_MEMORY_BYTES / (CANVAS_BYTES_PER_CLASS_AND_VOXEL * (len(facts.labels) + 1))
+    affordable = int(limit * canvas[body_axis] / math.prod(canvas))
+    canvas[body_axis] = max(1, min(math.ceil(canvas[body_axis] * CANVAS_HEADROOM), affordable))
+    return tuple(canvas)
+
+
+def flip_rules(labels: Mapping[str, int], axes: AnatomicalAxes | None, wanted: Sequence[int]) -> tuple[tuple, tuple]:
+    """Axes along which training may mirror, and the label pairs that change places when the left-right axis is mirrored.
+
+    Labels with a side forbid mirroring left-right unless each has its counterpart; where the axis is not known, they forbid
+    mirroring at all.
+    """
+    pairs, single = side_pairs(labels)
+    if not pairs and not single:
+        return tuple(wanted), ()
+    if axes is None:
+        return (), ()
+    if single:
+        return tuple(axis for axis in wanted if axis != axes.left_right), ()
+    return tuple(wanted), tuple(pairs)
+
+
+def side_pairs(labels: Mapping[str, int]) -> tuple[list[tuple[int, int]], list[str]]:
+    """(left label, right label) of the organs that come in pairs, and the names that have a side but no counterpart.
+
+    A side is one of left, right, l, r as a word of the name: Parotid_L, kidney_left, "left lung".
+    """
+    opposite = {"left": "right", "right": "left", "l": "r", "r": "l"}
+    words = {name: re.split(r"[\s_\-.]+", name.lower()) for name in labels}
+    by_words = {tuple(value): name for name, value in words.items()}
+    pairs, single = [], []
+    for name, value in words.items():
+        sides = [index for index, word in enumerate(value) if word in opposite]
+        if not sides:
+            continue
+        mirrored = tuple(opposite[word] if index in sides else word for index, word in enumerate(value))
+        if mirrored not in by_words:
+            single.append(name)
+        elif value[sides[0]] in ("left", "l"):
+            pairs.append((labels[name], labels[by_words[mirrored]]))
+    return pairs, single
+
+
+def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan:
+    """The section of OARCascadeTrainer. `paper`: the paper's numbers; `fitted`: grids from the organs' size and the budget."""
+    wanted: tuple[int, ...] = (0, 1, 2)
+    if recipe == "fitted":
+        # a mirrored patient is a plausible one only where organs come in pairs: hearts on the right need not be learnt
+        wanted = (facts.axes.left_right,) if facts.axes and side_pairs(facts.labels)[0] else ()
+    flips, swaps = flip_rules(facts.labels, facts.axes, wanted)
+    plan = CascadePlan(
+        organs=tuple(facts.labels),
+        recipe=recipe,
+        flip_axes=flips,
+        swap_on_flip=swaps,
+        left_right_axis=facts.axes.left_right if facts.axes else None,
+        test_time={name: ("boxes",) for name in facts.labels if OESOPHAGUS.search(name)},
+        organ_extent_vox=_organ_extents(facts),
+        intensity_from_hu=facts.intensity_from_hu,
+    )
+    if recipe == "fitted":
+        plan = _fitted(plan, facts, budget.memory_gb)
+    if budget.epochs is not None:
+        plan = replace(plan, epochs=budget.epochs)
+    if budget.iterations is not None:
+        plan = replace(plan, iterations_per_epoch=budget.iterations)
+    if recipe == "fitted":
+        # the rate falls to 2% over the training, however long it is
+        plan = replace(plan, lr_decay=round(0.02 ** (1 / plan.epochs), 6))
+    return plan
+
+
+def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> CascadePlan:
+    spacing = np.asarray(facts.spacing_mm)
+    features = 16 if memory_gb >= 3 else 12
+    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features)
+
+    shapes = np.array([case.shape for case in facts.cases])
+    image_mm = np.percentile(shapes, 95, axis=0) * spacing
+    coarse_shape = fit_grid(image_mm, spacing, voxels * COARSE_SHARE)
+    coarse_spacing = image_mm / coarse_shape
+    # a localiser is off by a voxel or so of its own grid
+    margin = np.maximum(np.ceil(1.5 * coarse_spacing / spacing), np.ceil(10 / spacing)).astype(int)
+
+    unions = [_union(case.organs.values()) for case in facts.cases if case.organs]
+    boxes = np.array(
+        [
+            np.minimum(box.grow(margin.tolist()).shape, case.shape)
+            for box, case in zip(unions, [case for case in facts.cases if case.organs], strict=True)
+        ]
+    )
+    fine_shape = fit_grid(np.percentile(boxes, 90, axis=0) * spacing, spacing / 2, voxels)
+    median = np.median(boxes, axis=0)
+    return replace(
+        plan,
+        coarse_shape=coarse_shape,
+        fine_shape=fine_shape,
+        coarse_features=max(8, features // 2),
+        fine_features=features,
+        coarse_strides=fit_strides(coarse_shape, coarse_spacing),
+        fine_strides=fit_strides(fine_shape, np.percentile(boxes, 90, axis=0) * spacing / fine_shape),
+        margin_vox=tuple(margin.tolist()),
+        margin_jitter=0.5,
+        # never finer than half the working spacing
+        min_box_vox=tuple(math.ceil(size / 2) for size in fine_shape),
+        extra_box_vox=tuple(tuple(math.ceil(size * factor) for size in median) for factor in (1.15, 1.3)),
+        hu_window=facts.window,
+        augmentation="nnunet",
+        cross_entropy_weight=1.0,
+        learning_rate=1e-3,
+        dropout=0.1,
+        epochs=250,
+        iterations_per_epoch=100,
+        grow_attempts=2,
+        fallback_whole=True,
+    )
+
+
+def fit_grid(size_mm: np.ndarray, finest_mm: np.ndarray, voxels: float) -> Triple:
+    """Shape of a grid over `size_mm` with at most about `voxels` voxels, as isotropic as `finest_mm` (per axis) allows.
+
+    Sizes are multiples of 8, at least 16.
+    """
+    size_mm, finest_mm = np.asarray(size_mm, dtype=float), np.asarray(finest_mm, dtype=float)
+    low, high = 1e-3, float(size_mm.max())
+    for _ in range(60):  # bisection: the number of voxels falls with the spacing
+        middle = math.sqrt(low * high)
+        if np.prod(size_mm / np.maximum(middle, finest_mm)) > voxels:
+            low = middle
+        else:
+            high = middle
+    shape = size_mm / np.maximum(high, finest_mm)
+    return tuple(max(16, 8 * round(size / 8)) for size in shape)
+
+
+def fit_strides(shape: Sequence[int], spacing_mm: Sequence[float], levels: int = 4) -> tuple[Triple, ...]:
+    """Strides 2 or 1 per level and axis: an axis is halved while 8 voxels or more remain and it is not much coarser than the rest."""
+    size, spacing = np.array(shape, dtype=float), np.array(spacing_mm, dtype=float)
+    strides = []
+    for _ in range(levels):
+        halve = (size >= 8) & (spacing <= 2 * spacing.min())
+        if not halve.any():
+            break
+        step = np.where(halve, 2, 1)
+        size, spacing = np.ceil(size / step), spacing * step
+        strides.append(tuple(step.tolist()))
+    return tuple(strides)
+
+
+def _union(boxes) -> Box:
+    boxes = list(boxes)
+    union = boxes[0]
+    for box in boxes[1:]:
+        union = union.union(box)
+    return union
+
+
+def _organ_extents(facts: DatasetFacts) -> dict[str, tuple[Triple, Triple]]:
+    extents = {}
+    for name, label in facts.labels.items():
+        shapes = [case.organs[label].shape for case in facts.cases if label in case.organs]
+        if shapes:
+            extents[name] = (tuple(map(min, zip(*shapes, strict=True))), tuple(map(max, zip(*shapes, strict=True))))
+    return extents

@@ -1,0 +1,39 @@
+"""Prediction re-calibration for partially annotated data.
+
+Source: paper 003 (AttentionAnatomy), section 2.4, equation (4).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_oar.losses.labels import check_annotated
+
+UNANNOTATED_LOG_PROBABILITY = -1e4
+"""Stands for log 0: exp of it is exactly 0 in every precision, but 0 times it is 0 and not NaN as 0 times -inf."""
+
+
+def recalibrate(logits: Tensor, annotated: Tensor | None) -> Tensor:
+    """Log-probabilities with the unannotated organs added to the background, equation (4) of paper 003.
+
+    logits: (B, K, ...), channel 0 is the background; annotated: bool (B, K-1), or None where everything is annotated.
+    Returns (B, K, ...), float32 (float64 for float64 logits), also under autocast. exp of it sums to 1 over the
+    channels. Background: log of the sum of its own probability and those of the unannotated organs. Unannotated
+    organs: the constant -1e4, without a gradient. Annotated organs: log_softmax, and so is everything where all organs
+    are annotated.
+
+    The sum is taken over log-probabilities: the 1 - sum of the paper would cancel to 0 where the organs are nearly
+    certain. Raises ValueError if `annotated` is not bool (B, K-1).
+    """
+    check_annotated(logits, annotated)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    log_probability = logits.log_softmax(1)
+    if annotated is None:
+        return log_probability
+    missing = ~annotated.to(logits.device).reshape(*annotated.shape, *[1] * (logits.ndim - 2))
+    organs = log_probability[:, 1:]
+    # -inf stays inside: the background's own finite term keeps both this sum and its gradient finite
+    unannotated = organs.masked_fill(~missing, -torch.inf)
+    background = torch.cat((log_probability[:, :1], unannotated), 1).logsumexp(1, keepdim=True)
+    return torch.cat((background, organs.masked_fill(missing, UNANNOTATED_LOG_PROBABILITY)), 1)

@@ -1,0 +1,257 @@
+"""The section "oar" of a configuration in the plans: every hyper-parameter of a trainer, validated.
+
+A configuration of `nnUNetOARPlans.json` (or the copy of stock plans beside a checkpoint) carries a plain dict under the key
+`SECTION`. It becomes a frozen dataclass here, whose defaults are the paper's numbers. What is learnt lives in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnunet_oar.roi import Box
+
+SECTION = "oar"
+RECIPES = ("paper", "fitted")
+AUGMENTATIONS = ("flips", "nnunet")
+TEST_TIME = ("boxes", "flips")
+
+Triple = tuple[int, int, int]
+
+
+# --- validation: a check takes what the JSON holds and gives the value to keep, or raises ValueError(what is allowed) ---
+
+
+def _number(low: float, high: float = math.inf) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"a number from {low} to {high}")
+        return float(value)
+
+    return check
+
+
+def _integer(low: int, high: float = math.inf) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _list_of(check: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
+    def check_list(value: Any) -> tuple:
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+            raise ValueError("a list")
+        if length is not None and len(value) != length:
+            raise ValueError(f"a list of {length}")
+        try:
+            return tuple(check(item) for item in value)
+        except ValueError as error:
+            raise ValueError(f"a list{f' of {length}' if length else ''}, each {error}") from None
+
+    return check_list
+
+
+def _dict_of(check: Callable[[Any], Any]) -> Callable[[Any], dict]:
+    def check_dict(value: Any) -> dict:
+        if not isinstance(value, Mapping):
+            raise ValueError("an object")
+        try:
+            return {str(key): check(item) for key, item in value.items()}
+        except ValueError as error:
+            raise ValueError(f"an object whose values are each {error}") from None
+
+    return check_dict
+
+
+def _window(value: Any) -> tuple[float, float]:
+    low, high = _list_of(_number(-math.inf), 2)(value)
+    if low >= high:
+        raise ValueError("[low, high] with low < high")
+    return low, high
+
+
+def _strides(value: Any) -> tuple[Triple, ...]:
+    strides = _list_of(_list_of(_integer(1, 2), 3))(value)
+    if not strides:
+        raise ValueError("at least one triple of 1 and 2")
+    return strides
+
+
+_shape = _list_of(_integer(1), 3)
+
+
+def _spec(default: Any, check: Callable[[Any], Any]) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"check": check})
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True)
+class OARPlan:
+    """What every trainer's section holds. Shapes are in array order (z, y, x where the planner is ours)."""
+
+    trainer: str = _spec("", _string)
+    # names of the channels 1, 2, ... in the order of the labels: the network is built from the plans alone
+    organs: tuple[str, ...] = _spec((), _list_of(_string))
+    recipe: str = _spec("paper", _one_of(*RECIPES))
+    seed: int = _spec(12345, _integer(0, 2**32 - 1))
+    # None: as many as it takes to see every training case once
+    epochs: int = _spec(300, _integer(1))
+    iterations_per_epoch: int | None = _spec(None, _optional(_integer(1)))
+    # None: every validation case once
+    val_iterations: int | None = _spec(None, _optional(_integer(1)))
+    # intensity of the preprocessed data = HU * slope + intercept; None where a scheme has lost HU
+    intensity_from_hu: tuple[float, float] | None = _spec((1.0, 0.0), _optional(_list_of(_number(-math.inf), 2)))
+    hu_window: tuple[float, float] | None = _spec(None, _optional(_window))
+    # organs' logits outside their box, and their lower bound inside it, relative to the background's
+    floor: float = _spec(-5.0, _number(-1000, -0.1))
+
+    def __post_init__(self):
+        # what comes from JSON, from the fit and from defaults shall compare equal
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _frozen(getattr(self, f.name)))
+        if self.hu_window is not None and self.intensity_from_hu is None:
+            raise ValueError(
+                f"plans, section {SECTION!r}: hu_window is {list(self.hu_window)}, but the normalisation scheme of this "
+                f"configuration has lost the HU; plan with nnunet_oar plan, or set hu_window to null"
+            )
+
+    @property
+    def data_window(self) -> tuple[float, float] | None:
+        """`hu_window` in units of the preprocessed data."""
+        if self.hu_window is None:
+            return None
+        slope, intercept = self.intensity_from_hu
+        return self.hu_window[0] * slope + intercept, self.hu_window[1] * slope + intercept
+
+    def to_section(self) -> dict:
+        """The plain dict for the plans' JSON."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_section(cls, section: Any) -> OARPlan:
+        """Read and validate. Raises ValueError that names the key, what it holds and what is allowed."""
+        if not isinstance(section, Mapping):
+            raise ValueError(f"plans: the section {SECTION!r} must be an object, got {section!r}")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(section) - set(fields))
+        if unknown:
+            raise ValueError(
+                f"plans, section {SECTION!r}: unknown key {unknown[0]!r}; {cls.__name__} knows {', '.join(fields)}"
+            )
+        values = {}
+        for name, value in section.items():
+            try:
+                values[name] = fields[name].metadata["check"](value)
+            except ValueError as error:
+                raise ValueError(f"plans, section {SECTION!r}: {name} is {value!r}; allowed is {error}") from None
+        return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_frozen(item) for item in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class CascadePlan(OARPlan):
+    """Two stages: localise in the zoomed CT, segment the box of all organs (paper 000; its numbers are the defaults)."""
+
+    trainer: str = _spec("OARCascadeTrainer", _string)
+    # sections 2.1.2, 2.1.3: one network architecture for both stages, input 128^3
+    coarse_shape: Triple = _spec((128, 128, 128), _shape)
+    fine_shape: Triple = _spec((128, 128, 128), _shape)
+    coarse_features: int = _spec(16, _integer(1))
+    fine_features: int = _spec(16, _integer(1))
+    coarse_strides: tuple[Triple, ...] = _spec(((2, 2, 2),) * 4, _strides)
+    fine_strides: tuple[Triple, ...] = _spec(((2, 2, 2),) * 4, _strides)
+    dropout: float = _spec(0.3, _number(0, 0.99))
+    # section 2.2.1, in voxels of the working spacing: margin about the organs, least box, larger least boxes as augmentation
+    margin_vox: Triple = _spec((10, 10, 10), _list_of(_integer(0), 3))
+    margin_jitter: float = _spec(0.0, _number(0, 1))
+    min_box_vox: Triple = _spec((128, 128, 128), _shape)
+    extra_box_vox: tuple[Triple, ...] = _spec(((150, 200, 200), (200, 256, 256)), _list_of(_shape))
+    # section 2.1.4
+    component_fraction: float = _spec(0.05, _number(0, 1))
+    # section 2.1.3
+    learning_rate: float = _spec(5e-4, _number(0))
+    lr_decay: float = _spec(0.985, _number(0, 1))
+    weight_decay: float = _spec(1e-5, _number(0))
+    cross_entropy_weight: float = _spec(0.0, _number(0))
+    batch_size: int = _spec(1, _integer(1))
+    gradient_clip: float = _spec(12.0, _number(0))
+    augmentation: str = _spec("flips", _one_of(*AUGMENTATIONS))
+    flip_axes: tuple[int, ...] = _spec((0, 1, 2), _list_of(_integer(0, 2)))
+    # array axis that runs from one side of the patient to the other, and the labels that change places when it is flipped
+    left_right_axis: int | None = _spec(None, _optional(_integer(0, 2)))
+    swap_on_flip: tuple[tuple[int, int], ...] = _spec((), _list_of(_list_of(_integer(1), 2)))
+    # organ -> over what its logits are averaged at prediction ("boxes": also the larger least boxes; "flips": also mirrored)
+    test_time: dict[str, tuple[str, ...]] = _spec({}, _dict_of(_list_of(_one_of(*TEST_TIME))))
+    # guards (off in the paper): how often a box that cuts an organ is grown; whether an empty localisation means "everywhere"
+    grow_attempts: int = _spec(0, _integer(0, 5))
+    fallback_whole: bool = _spec(False, _boolean)
+    # label -> least and greatest extent (3 + 3 voxels of the working spacing) in the data set
+    organ_extent_vox: dict[str, tuple[Triple, Triple]] = _spec({}, _dict_of(_list_of(_shape, 2)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = sorted((set(self.test_time) | set(self.organ_extent_vox)) - set(self.organs))
+        if unknown:
+            raise ValueError(
+                f"plans, section {SECTION!r}: test_time or organ_extent_vox names {unknown[0]!r}, which is none of the organs "
+                f"{', '.join(self.organs)}"
+            )
+        labels = [label for pair in self.swap_on_flip for label in pair]
+        if labels and (
+            max(labels) > len(self.organs) or len(set(labels)) < len(labels) or self.left_right_axis is None
+        ):
+            raise ValueError(
+                f"plans, section {SECTION!r}: swap_on_flip is {_plain(self.swap_on_flip)}; it needs left_right_axis and pairs "
+                f"of different labels from 1 to {len(self.organs)}"
+            )
+
+    def fine_box(self, organs: Box, image_shape: Sequence[int], min_box: Sequence[int] | None = None) -> Box:
+        """The box that the second stage sees: `organs` + margin, at least `min_box` (default: min_box_vox), inside the image."""
+        return organs.grow(self.margin_vox).at_least(min_box or self.min_box_vox).within(image_shape)

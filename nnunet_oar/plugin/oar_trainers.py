@@ -1,0 +1,9 @@
+"""What nnU-Net finds through nnUNet_extTrainer.
+
+nnU-Net imports this file as a top-level module and drops it from sys.modules afterwards, so it holds names only: the classes live
+in nnunet_oar.trainers, where they stay loaded and can be pickled.
+"""
+
+from nnunet_oar.trainers.cascade import OARCascadeTrainer
+
+__all__ = ["OARCascadeTrainer"]

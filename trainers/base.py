@@ -1,0 +1,260 @@
+"""What every OAR trainer shares: how it meets nnU-Net. The papers are in the sub-classes.
+
+Checkpoints store the class name and nnU-Net finds it again by that name: never give one another meaning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_oar.facts import facts_from_preprocessed, organ_labels
+from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas, side_pairs
+from nnunet_oar.plan import SECTION, OARPlan
+
+
+class OARTrainer(nnUNetTrainer):
+    """nnUNetTrainer whose hyper-parameters come from the section "oar" of the plans and whose network is the whole pipeline.
+
+    A sub-class names its `plan_class` and implements `fit_plan`, `make_network`, `make_loader`, `configure_optimizers`,
+    `train_step` and `validation_step`; docs/adding-a-trainer.md shows one.
+    """
+
+    plan_class: type[OARPlan]
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")  # noqa: B008
+    ):  # fmt: skip
+        refuse_unsupported(type(self).__name__, plans, configuration, dataset_json)
+        # Case names may identify patients: nnU-Net writes dataset_json into every checkpoint and into debug.json.
+        super().__init__(plans, configuration, fold, without_case_names(dataset_json), device)
+        self.enable_deep_supervision = False
+        # nnU-Net would mirror the whole volume eight times, and left and right organs must not be mirrored
+        self.inference_allowed_mirroring_axes = None
+        self.save_every = 1
+        self.plan: OARPlan | None = None
+        self._restoring = False
+
+    # --- what a sub-class gives ---
+
+    @classmethod
+    def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> OARPlan:
+        """The section for a data set; the planner and, on stock plans, the trainer call it."""
+        raise NotImplementedError
+
+    @classmethod
+    def make_network(cls, in_channels: int, plan: OARPlan, canvas: tuple[int, ...]) -> nn.Module:
+        raise NotImplementedError
+
+    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int):
+        """Iterator over batches with `set_thread_id`; batch n must be a function of (seed, fold, n) alone."""
+        raise NotImplementedError
+
+    def prepare_data(self, dataset) -> None:
+        """Called once with the dataset of all cases before the loaders are made."""
+
+    # --- the section ---
+
+    def initialize(self) -> None:
+        if not self.was_initialized:
+            section, canvas = self._choose_section()
+            self.plan = self.plan_class.from_section(section)
+            if self.plan.organs != tuple(organ_labels(self.dataset_json)):
+                raise RuntimeError(
+                    f"{self.plans_manager.dataset_name}: the plans were made for the organs {', '.join(self.plan.organs)}, "
+                    f"dataset.json now has {', '.join(organ_labels(self.dataset_json))}; run nnunet_oar prepare again"
+                )
+            self._refuse_other_folds(section, canvas)
+            for configuration in (
+                self.plans_manager.plans["configurations"][self.configuration_name],
+                # get_configuration is cached on a deep copy: what is written into the plans does not reach it
+                self.configuration_manager.configuration,
+            ):
+                configuration[SECTION] = section
+                configuration["patch_size"] = list(canvas)
+                configuration["batch_size"] = getattr(self.plan, "batch_size", 1)
+            self.num_epochs = self.plan.epochs
+        super().initialize()
+
+    def _choose_section(self) -> tuple[dict, Sequence[int]]:
+        planned = self._planned(self.configuration_manager.configuration)
+        saved = self._saved()
+        if self._restoring and saved is not None:
+            if planned is not None and planned != saved:
+                self.print_to_log_file(
+                    "The plans have changed since this training began: the section saved beside the checkpoint is used.\n"
+                    f"  plans: {planned}\n  saved: {saved}"
+                )
+            return saved
+        if planned is not None:
+            return planned
+        return self._fitted()
+
+    def _planned(self, configuration: Mapping) -> tuple[dict, Sequence[int]] | None:
+        section = configuration.get(SECTION)
+        if not isinstance(section, Mapping) or section.get("trainer") != self.plan_class.trainer:
+            return None  # stock plans, or planned for another of our trainers
+        return dict(section), list(configuration["patch_size"])
+
+    def _saved(self) -> tuple[dict, Sequence[int]] | None:
+        path = Path(self.output_folder_base) / "plans.json"
+        if not path.is_file():
+            return None
+        configurations = load_json(str(path))["configurations"]
+        return self._planned(configurations.get(self.configuration_name, {}))
+
+    def _fitted(self) -> tuple[dict, Sequence[int]]:
+        dataset = infer_dataset_class(self.preprocessed_dataset_folder)(self.preprocessed_dataset_folder)
+        facts = facts_from_preprocessed(dataset, self.plans_manager, self.configuration_manager, self.dataset_json)
+        plan = self.fit_plan(facts, "fitted", Budget())
+        section, canvas = plan.to_section(), list(fit_canvas(facts))
+        self.print_to_log_file(
+            f"The plans hold no section {SECTION!r} for {self.plan_class.trainer}: fitted to the {len(facts.cases)} "
+            f"preprocessed cases. canvas {canvas}, {section}"
+        )
+        if facts.axes is None:
+            self.print_to_log_file("The cases' orientations differ or are unknown: left and right are never mirrored.")
+        if facts.axes is not None and not facts.axes.sides_agree and side_pairs(facts.labels) != ([], []):
+            raise RuntimeError(
+                f"{self.plans_manager.dataset_name}: left is at the low end of the array in some cases and at the high end in "
+                f"others, so that no network can tell left organs from right ones on these plans; use `nnunet_oar prepare -d "
+                f"{self.plans_manager.dataset_name}`, which reorients the cases, and -p nnUNetOARPlans"
+            )
+        return section, canvas
+
+    def _refuse_other_folds(self, section: dict, canvas: Sequence[int]) -> None:
+        """plans.json is one file for all folds and rewritten by each: what other folds were trained with must not change."""
+        saved = self._saved()
+        if saved is None or saved == (section, list(canvas)):
+            return
+        trained = sorted(
+            folder.name
+            for folder in Path(self.output_folder_base).glob("fold_*")
+            if folder.name != f"fold_{self.fold}" and any(folder.glob("checkpoint_*.pth"))
+        )
+        if trained:
+            raise RuntimeError(
+                f"{self.output_folder_base}/plans.json, with which {', '.join(trained)} was trained, holds another section "
+                f"{SECTION!r} or canvas than this fold would get; move that folder away or restore the plans it was trained with"
+            )
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """Sub-classes must repeat this static method: nnU-Net calls it without an instance."""
+        raise NotImplementedError
+
+    @classmethod
+    def network_from_plans(
+        cls, configuration_manager: ConfigurationManager, in_channels: int, classes: int
+    ) -> nn.Module:
+        """The network from the saved plans alone: neither preprocessed data nor a trainer is needed to predict."""
+        configuration = configuration_manager.configuration
+        if SECTION not in configuration:
+            raise ValueError(
+                f"the plans hold no section {SECTION!r}: a model folder of {cls.__name__} has one in its plans.json, written when "
+                f"training begins"
+            )
+        plan = cls.plan_class.from_section(configuration[SECTION])
+        if len(plan.organs) + 1 != classes:
+            raise ValueError(
+                f"plans, section {SECTION!r}: organs are {list(plan.organs)}, but dataset.json has {classes - 1}"
+            )
+        return cls.make_network(in_channels, plan, tuple(configuration["patch_size"]))
+
+    # --- nnU-Net's hooks that mean something else here ---
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Nothing to switch: the papers sum their segmentation layers inside the network."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's plot traces the network with a canvas of noise; there is nothing to see in it here."""
+
+    def _do_i_compile(self) -> bool:
+        return False  # the pipeline branches on what it finds
+
+    def get_dataloaders(self):
+        dataset_tr, dataset_val = self.get_tr_and_val_datasets()
+        if not dataset_tr.identifiers or not dataset_val.identifiers:
+            raise RuntimeError(
+                f"fold {self.fold} has {len(dataset_tr.identifiers)} training and {len(dataset_val.identifiers)} validation cases; "
+                f"both must be at least 1 (splits_final.json in {self.preprocessed_dataset_folder_base})"
+            )
+        self.prepare_data(self.dataset_class(self.preprocessed_dataset_folder))
+        batch_size = self.configuration_manager.batch_size
+        self.num_iterations_per_epoch = self.plan.iterations_per_epoch or -(-len(dataset_tr.identifiers) // batch_size)
+        self.num_val_iterations_per_epoch = self.plan.val_iterations or -(-len(dataset_val.identifiers) // batch_size)
+        workers = get_allowed_n_proc_DA()
+        start = self.current_epoch * self.num_iterations_per_epoch
+        train = self._augmenter(dataset_tr, training=True, start=start, workers=workers)
+        start = self.current_epoch * self.num_val_iterations_per_epoch
+        val = self._augmenter(dataset_val, training=False, start=start, workers=min(1, workers))
+        return train, val
+
+    def _augmenter(self, dataset, *, training: bool, start: int, workers: int):
+        loader = self.make_loader(dataset, dataset.identifiers, training=training, start=start, workers=max(1, workers))
+        if workers == 0:
+            return SingleThreadedAugmenter(loader, None)
+        return MultiThreadedAugmenter(loader, None, workers, pin_memory=self.device.type == "cuda", wait_time=0.002)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net's, but a process that is killed meanwhile leaves the previous checkpoint whole."""
+        temporary = f"{filename}.tmp"
+        super().save_checkpoint(temporary)
+        if os.path.isfile(temporary):
+            os.replace(temporary, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        self._restoring = True
+        super().load_checkpoint(filename_or_checkpoint)
+
+
+def refuse_unsupported(trainer: str, plans: Mapping, configuration: str, dataset_json: Mapping) -> None:
+    """Raise NotImplementedError, before anything is written, for what no OAR trainer can do."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise NotImplementedError(
+            f"{trainer} trains on one GPU: leave out -num_gpus and train folds in parallel instead, one per GPU "
+            f"(CUDA_VISIBLE_DEVICES=0 nnUNetv2_train ... 0, CUDA_VISIBLE_DEVICES=1 nnUNetv2_train ... 1)"
+        )
+    manager = PlansManager(dict(plans))
+    config = manager.get_configuration(configuration)
+    if len(config.patch_size) != 3:
+        raise NotImplementedError(f"{trainer} needs a 3D configuration, got {configuration!r}; use 3d_fullres")
+    if config.previous_stage_name is not None:
+        raise NotImplementedError(
+            f"{trainer} is a cascade of its own and cannot continue {config.previous_stage_name!r}; use 3d_fullres instead of {configuration!r}"
+        )
+    labels = manager.get_label_manager(dict(dataset_json))
+    if labels.has_regions:
+        raise NotImplementedError(f"{trainer} does not train on regions; give each organ one label in dataset.json")
+    if labels.has_ignore_label:
+        raise NotImplementedError(f"{trainer} does not support an ignore label; remove `ignore` from dataset.json")
+    partial = [
+        source for source, entry in dataset_json.get("annotations", {}).items()
+        if set(entry["labels"]) != set(dataset_json["labels"]) - {"background"}
+    ]  # fmt: skip
+    if partial:
+        raise NotImplementedError(
+            f"{trainer} cannot train on partly annotated cases yet: source {partial[0]!r} in dataset.json does not annotate every organ"
+        )
+
+
+def without_case_names(dataset_json: Mapping) -> dict:
+    return {key: value for key, value in dataset_json.items() if key != "annotations"}

@@ -1,0 +1,148 @@
+"""Two-stage cascade of SegTHOR: Chen et al., Two-stage network for OAR segmentation (ISBI SegTHOR challenge 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from nnunet_oar.trainers.base import OARTrainer
+from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from torch import Tensor, nn
+
+from nnunet_oar.data.cascade_loader import CascadeLoader
+from nnunet_oar.data.coarse_cache import CoarseCache
+from nnunet_oar.facts import organ_labels
+from nnunet_oar.fit import Budget, DatasetFacts, fit_cascade
+from nnunet_oar.losses import DiceCrossEntropyLoss
+from nnunet_oar.networks.cascade import CascadeNetwork
+from nnunet_oar.plan import CascadePlan
+from nnunet_oar.roi import Box
+
+
+class OARCascadeTrainer(OARTrainer):
+    """Localiser and segmenter, trained side by side from one loader (sections 2.1 and 2.2).
+
+    The segmenter's crops come from the truth, so neither stage depends on the other: each has its own optimiser, clipping, loss
+    scaling and random numbers, and the result is that of training one after the other.
+    """
+
+    plan_class = CascadePlan
+
+    @classmethod
+    def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan:
+        return fit_cascade(facts, recipe, budget)
+
+    @classmethod
+    def make_network(cls, in_channels: int, plan: CascadePlan, canvas: tuple[int, ...]) -> CascadeNetwork:
+        return CascadeNetwork(in_channels, plan, canvas)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels: int, num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        return OARCascadeTrainer.network_from_plans(configuration_manager, num_input_channels, num_output_channels)
+
+    def prepare_data(self, dataset) -> None:
+        self.cache = CoarseCache(
+            dataset, self.plan.coarse_shape, self.plan.data_window, list(organ_labels(self.dataset_json).values())
+        )
+        self.cache.build(dataset.identifiers)
+
+    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> CascadeLoader:
+        return CascadeLoader(
+            dataset, cases, self.cache, self.plan, fold=self.fold, training=training, start=start, workers=workers
+        )
+
+    def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
+        """Adam with L2 weight decay, the rate reduced each epoch (section 2.1.3)."""
+        plan = self.plan
+        self.initial_lr, self.weight_decay = plan.learning_rate, plan.weight_decay
+        stages = {
+            name: (module, torch.optim.Adam(module.parameters(), plan.learning_rate, weight_decay=plan.weight_decay))
+            for name, module in self.network.stages.items()
+        }
+        optimizer = StageOptimizers(stages, plan.gradient_clip, self.device)
+        return optimizer, ExponentialDecay(optimizer, plan.learning_rate, plan.lr_decay)
+
+    def _build_loss(self) -> nn.Module:
+        return DiceCrossEntropyLoss(self.plan.cross_entropy_weight)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration = self.current_epoch * self.num_iterations_per_epoch
+
+    def train_step(self, batch: dict) -> dict:
+        losses = []
+        for number, stage in enumerate(self.network.stages):
+            # Dropout of a stage is a function of (seed, fold, iteration, stage): an interruption or the other stage change nothing
+            torch.manual_seed(self._step_seed(number))
+            loss = self._stage_loss(stage, batch)[0]
+            self.optimizer.update(stage, loss)
+            losses.append(loss.item())
+        self._iteration += 1
+        return {"loss": np.sum(losses)}
+
+    def _step_seed(self, stage: int) -> int:
+        fold = 1_000_000 if self.fold == "all" else int(self.fold)
+        sequence = np.random.SeedSequence((self.plan.seed, fold, self._iteration, stage))
+        return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+    def _stage_loss(self, stage: str, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
+        images = batch[stage].to(self.device, non_blocking=True)
+        target = batch[f"{stage}_target"].to(self.device, non_blocking=True)
+        logits = self.network({stage: images})[stage]
+        return self.loss(logits, target), logits, target
+
+    def validation_step(self, batch: dict) -> dict:
+        """Pseudo Dice of the fine stage on the box of the truth; recall and size of the localiser's box."""
+        loss, logits, target = self._stage_loss("fine", batch)
+        prediction, target = logits.argmax(1), target[:, 0].long()
+        classes = logits.shape[1]
+        # 2 K bins instead of one-hot volumes
+        joint = torch.bincount((target * classes + prediction).flatten(), minlength=classes**2).view(classes, classes)
+        hits = joint.diagonal()
+        coarse = batch["coarse"].to(self.device, non_blocking=True)
+        contained, present, excess = [], 0, []
+        for index, (shape, organs) in enumerate(zip(batch["image_shape"], batch["organs"], strict=True)):
+            found, size = self._score_box(coarse[index : index + 1], shape, organs)
+            contained.append(found)
+            present += len(organs)
+            if size is not None:
+                excess.append(size)
+        return {
+            "loss": loss.cpu().numpy(),
+            "tp_hard": hits[1:].cpu().numpy(),
+            "fp_hard": (joint.sum(0) - hits)[1:].cpu().numpy(),
+            "fn_hard": (joint.sum(1) - hits)[1:].cpu().numpy(),
+            "organs_in_box": int(np.sum(contained)),
+            "organs": present,
+            "box_excess": excess,
+        }
+
+    def _score_box(self, coarse: Tensor, shape: tuple[int, ...], organs: dict[int, Box]) -> tuple[int, float | None]:
+        """How many organs lie wholly inside the box that prediction would crop, and its size relative to the box of the truth."""
+        if not organs:
+            return 0, None
+        found = self.network.localise(coarse, shape)
+        if found is None:
+            return 0, None
+        box = self.plan.fine_box(found, shape)
+        truth = list(organs.values())
+        union = truth[0]
+        for other in truth[1:]:
+            union = union.union(other)
+        return sum(box.contains(organ) for organ in truth), box.volume / self.plan.fine_box(union, shape).volume
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        own = ("organs_in_box", "organs", "box_excess")
+        outputs = collate_outputs([{key: output[key] for key in own} for output in val_outputs])
+        self.box_recall = sum(outputs["organs_in_box"]) / max(1, sum(outputs["organs"]))
+        excess = f"{np.mean(outputs['box_excess']):.2f}" if outputs["box_excess"] else "no box found"
+        super().on_validation_epoch_end([{k: v for k, v in output.items() if k not in own} for output in val_outputs])
+        self.print_to_log_file(
+            f"Localiser: box recall {self.box_recall:.4f} of {sum(outputs['organs'])} organs, box volume relative to the needed "
+            f"one: {excess}"
+        )
