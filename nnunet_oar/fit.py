@@ -13,11 +13,14 @@ from nnunet_oar.axes import AnatomicalAxes
 from nnunet_oar.plan import CascadePlan, Triple
 from nnunet_oar.roi import Box
 
-# Measured with scripts/benchmark_speed.py (docs/benchmarks.md): peak memory of one training step in float32, per voxel of the
-# grid and feature of the first level; mixed precision needs about 60% of it.
-TRAINING_BYTES_PER_VOXEL_AND_FEATURE = 170
+# Measured on a CPU in float32 (docs/benchmarks.md): peak memory of one training step per sample, voxel of the grid and feature of
+# the first level was 128 to 205 bytes; mixed precision needs less.
+TRAINING_BYTES_PER_VOXEL_AND_FEATURE = 180
 # The second stage gets what the memory target allows, the first one this share of its voxels: it need not be precise.
-COARSE_SHARE = 0.4
+COARSE_SHARE = 0.2
+# Soft tissue and the border of bone and air: the air around the patient and dense bone would otherwise fill the variance that the
+# image is divided by. Organs in training may narrow it (their 0.5 and 99.5 percentiles), not widen it.
+FITTED_WINDOW_HU = (-400.0, 600.0)
 # nnU-Net's predictor holds about 6 bytes per class and voxel of the canvas, each export worker about 12.
 CANVAS_BYTES_PER_CLASS_AND_VOXEL = 18
 CANVAS_MEMORY_BYTES = 16e9
@@ -142,8 +145,9 @@ def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan
 
 def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> CascadePlan:
     spacing = np.asarray(facts.spacing_mm)
-    features = 16 if memory_gb >= 3 else 12
-    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features)
+    # 8 or 16: convolutions of other widths are padded to these and cost the same
+    features, batch_size = 16 if memory_gb >= 2 else 8, 2
+    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features * batch_size)
 
     shapes = np.array([case.shape for case in facts.cases])
     image_mm = np.percentile(shapes, 95, axis=0) * spacing
@@ -165,7 +169,8 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
         plan,
         coarse_shape=coarse_shape,
         fine_shape=fine_shape,
-        coarse_features=max(8, features // 2),
+        batch_size=batch_size,
+        coarse_features=8,
         fine_features=features,
         coarse_strides=fit_strides(coarse_shape, coarse_spacing),
         fine_strides=fit_strides(fine_shape, np.percentile(boxes, 90, axis=0) * spacing / fine_shape),
@@ -174,11 +179,11 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
         # never finer than half the working spacing
         min_box_vox=tuple(math.ceil(size / 2) for size in fine_shape),
         extra_box_vox=tuple(tuple(math.ceil(size * factor) for size in median) for factor in (1.15, 1.3)),
-        hu_window=facts.window,
+        hu_window=_narrowed(facts.window),
         augmentation="nnunet",
         cross_entropy_weight=1.0,
         learning_rate=1e-3,
-        dropout=0.1,
+        dropout=0.0,
         epochs=250,
         iterations_per_epoch=100,
         grow_attempts=2,
@@ -204,7 +209,7 @@ def fit_grid(size_mm: np.ndarray, finest_mm: np.ndarray, voxels: float) -> Tripl
 
 
 def fit_strides(shape: Sequence[int], spacing_mm: Sequence[float], levels: int = 4) -> tuple[Triple, ...]:
-    """Strides 2 or 1 per level and axis: an axis is halved while 8 voxels or more remain and it is not much coarser than the rest."""
+    """Strides per level and axis: 2 while 8 voxels or more remain and the axis is not much coarser than the rest, else 1."""
     size, spacing = np.array(shape, dtype=float), np.array(spacing_mm, dtype=float)
     strides = []
     for _ in range(levels):
@@ -215,6 +220,13 @@ def fit_strides(shape: Sequence[int], spacing_mm: Sequence[float], levels: int =
         size, spacing = np.ceil(size / step), spacing * step
         strides.append(tuple(step.tolist()))
     return tuple(strides)
+
+
+def _narrowed(window: tuple[float, float] | None) -> tuple[float, float] | None:
+    if window is None:
+        return None
+    low, high = max(window[0], FITTED_WINDOW_HU[0]), min(window[1], FITTED_WINDOW_HU[1])
+    return (low, high) if low < high else window
 
 
 def _union(boxes) -> Box:

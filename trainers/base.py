@@ -239,7 +239,8 @@ def refuse_unsupported(trainer: str, plans: Mapping, configuration: str, dataset
         raise NotImplementedError(f"{trainer} needs a 3D configuration, got {configuration!r}; use 3d_fullres")
     if config.previous_stage_name is not None:
         raise NotImplementedError(
-            f"{trainer} is a cascade of its own and cannot continue {config.previous_stage_name!r}; use 3d_fullres instead of {configuration!r}"
+            f"{trainer} is a cascade of its own and cannot continue {config.previous_stage_name!r}; use 3d_fullres instead of "
+            f"{configuration!r}"
         )
     labels = manager.get_label_manager(dict(dataset_json))
     if labels.has_regions:
@@ -252,7 +253,8 @@ def refuse_unsupported(trainer: str, plans: Mapping, configuration: str, dataset
     ]  # fmt: skip
     if partial:
         raise NotImplementedError(
-            f"{trainer} cannot train on partly annotated cases yet: source {partial[0]!r} in dataset.json does not annotate every organ"
+            f"{trainer} cannot train on partly annotated cases yet: source {partial[0]!r} in dataset.json does not annotate every "
+            f"organ"
         )
 
 

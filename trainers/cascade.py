@@ -75,15 +75,17 @@ class OARCascadeTrainer(OARTrainer):
         self._iteration = self.current_epoch * self.num_iterations_per_epoch
 
     def train_step(self, batch: dict) -> dict:
-        losses = []
-        for number, stage in enumerate(self.network.stages):
-            # Dropout of a stage is a function of (seed, fold, iteration, stage): an interruption or the other stage change nothing
-            torch.manual_seed(self._step_seed(number))
-            loss = self._stage_loss(stage, batch)[0]
-            self.optimizer.update(stage, loss)
-            losses.append(loss.item())
+        loss = sum(self.train_stage(stage, batch) for stage in self.network.stages)
         self._iteration += 1
-        return {"loss": np.sum(losses)}
+        return {"loss": np.float64(loss)}
+
+    def train_stage(self, stage: str, batch: dict) -> float:
+        """One update of one stage. Its dropout is a function of (seed, fold, iteration, stage): neither an interruption nor the
+        other stage changes it."""
+        torch.manual_seed(self._step_seed(list(self.network.stages).index(stage)))
+        loss, _, _ = self._stage_loss(stage, batch)
+        self.optimizer.update(stage, loss)
+        return loss.item()
 
     def _step_seed(self, stage: int) -> int:
         fold = 1_000_000 if self.fold == "all" else int(self.fold)

@@ -8,7 +8,7 @@ import sys
 
 from nnunet_oar.version import __version__
 
-COMMANDS = ("env", "doctor", "phantom", "plan", "prepare")
+COMMANDS = ("env", "doctor", "phantom", "plan", "prepare", "postprocessing")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except (ValueError, OSError, NotImplementedError, RuntimeError) as error:
-        print(f"nnunet_oar {args.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, NotImplementedError, RuntimeError, AssertionError) as error:
+        # nnU-Net raises without a text in places, having printed what is wrong
+        print(f"nnunet_oar {args.command}: {error or 'failed; the lines above say why'}", file=sys.stderr)
         return 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 
-from nnunet_oar.plan import RECIPES
-
 HELP = "make plans for an OAR trainer (needs nnUNetv2_extract_fingerprint; `prepare` does everything)"
 DEFAULT_PROCESSES = min(4, os.cpu_count() or 1)
 
@@ -16,33 +14,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-tr", default="OARCascadeTrainer", help="trainer to plan for")
     parser.add_argument(
         "--recipe",
-        choices=RECIPES,
         default="fitted",
-        help="paper: its numbers; fitted: fitted to the data and the memory target",
+        help="fitted: grids from the organs' size and the memory target; paper: the paper's numbers",
     )
     parser.add_argument(
         "-gpu_memory_target",
         type=float,
         default=8.0,
-        help="memory of the training device in GB; grids and width follow (fitted)",
+        metavar="GB",
+        help="memory of the training device; grids and width of the fitted recipe follow (about 1 for training on a CPU)",
     )
     parser.add_argument(
-        "--epochs", type=int, default=None, help="number of epochs; the learning rate follows (default: the recipe's)"
+        "--epochs", type=int, help="number of epochs, the learning rate follows; without it the recipe's"
     )
-    parser.add_argument("--iterations", type=int, default=None, help="iterations per epoch (default: the recipe's)")
+    parser.add_argument("--iterations", type=int, help="iterations per epoch; without it the recipe's")
     parser.add_argument(
         "-overwrite_target_spacing",
         type=float,
         nargs=3,
-        default=None,
         metavar=("Z", "Y", "X"),
-        help="working spacing in mm",
+        help="working spacing in mm; without it as nnU-Net chooses it",
     )
     parser.add_argument(
-        "-overwrite_plans_name", default="nnUNetOARPlans", help="name of the plans and of the preprocessed data"
+        "-overwrite_plans_name",
+        default="nnUNetOARPlans",
+        metavar="NAME",
+        help="name of the plans and of the preprocessed data",
     )
     parser.add_argument("-np", type=int, default=DEFAULT_PROCESSES, help="processes")
-    parser.add_argument("--disable_progress_bar", action="store_true")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bars, for log files")
 
 
 def make_plans(args: argparse.Namespace, dataset: str) -> str:
@@ -60,14 +60,13 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
 
 def check(args: argparse.Namespace) -> None:
     from nnunet_oar.environment import require_folders
+    from nnunet_oar.plan import RECIPES
 
     require_folders("nnUNet_raw", "nnUNet_preprocessed")
-    for name, value in (
-        ("-gpu_memory_target", args.gpu_memory_target),
-        ("-np", args.np),
-        ("--epochs", args.epochs),
-        ("--iterations", args.iterations),
-    ):
+    if args.recipe not in RECIPES:
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
+    for name in ("gpu_memory_target", "np", "epochs", "iterations"):
+        value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunet_oar.data.augmentation import draw_flips, flip, nnunet_transforms, seeded_globals
 from nnunet_oar.data.coarse_cache import CoarseCache, CoarseCase
+from nnunet_oar.intensity import replace_non_finite
 from nnunet_oar.plan import CascadePlan
 from nnunet_oar.roi import Box, resize
 
@@ -88,8 +89,7 @@ class CascadeLoader:
         box = self._box(case, rng)
         data, seg, _, _ = self.dataset.load_case(name)
         image = torch.from_numpy(np.asarray(data[(slice(None), *box.slices)], dtype=np.float32))
-        # one bad voxel in an otherwise good case must not turn the loss into NaN
-        image = case.normalisation.apply(torch.nan_to_num(image, nan=0.0))
+        image = case.normalisation.apply(replace_non_finite(image)[0])
         labels = torch.from_numpy(np.maximum(np.asarray(seg[(slice(0, 1), *box.slices)], dtype=np.int16), 0))
         shape = self.plan.fine_shape
         return resize(image[None], shape, mode="linear")[0], resize(labels[None], shape, mode="nearest")[0]

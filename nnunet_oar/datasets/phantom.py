@@ -1,0 +1,170 @@
+"""Synthetic CTs with known labels, and a raw nnU-Net data set of them: for tests, demonstrations and benchmarks.
+
+A region is a module with LABELS (name -> value), DESCRIPTION, and four functions: sample_grid(rng) -> Grid,
+sample_deformation(rng) -> Deformation, draw(canvas, rng), shoulder_streaks(z_mm). It is added to REGIONS below.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import zlib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from nnunet_oar.datasets import phantom_thorax
+from nnunet_oar.datasets.phantom_shapes import Canvas, scanned
+
+REGIONS = {"thorax": phantom_thorax}
+FILE_ENDING = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One case. Axes z (inferior to superior), y (anterior to posterior), x (the patient's right to left).
+
+    image_hu: `(Z, Y, X)` int16. labels: `(Z, Y, X)` uint8. spacing_mm: (z, y, x). origin_xyz_mm: centre of voxel
+    [0, 0, 0] in ITK's order and LPS; the direction is the identity.
+    """
+
+    image_hu: np.ndarray
+    labels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    origin_xyz_mm: tuple[float, float, float]
+
+
+def make_phantom(region: str, seed: int, case: int, spacing_mm: tuple[float, float, float] | None = None) -> Phantom:
+    """Draw one case, the same in every process, whatever other cases are made.
+
+    spacing_mm: (z, y, x) instead of the case's own; field of view and anatomy stay.
+    """
+    module = _region(region)
+    if seed < 0 or case < 0:
+        raise ValueError(f"seed and case must be 0 or more, got seed {seed} and case {case}")
+    # One stream per purpose: another spacing uses up more noise, but must not change the anatomy.
+    entropy = [seed, case, zlib.crc32(region.encode())]
+    grids, shapes, organs, scans = (np.random.default_rng(s) for s in np.random.SeedSequence(entropy).spawn(4))
+    grid = module.sample_grid(grids)
+    if spacing_mm is not None:
+        grid = replace(grid, spacing_mm=_checked_spacing(spacing_mm))
+
+    canvas = Canvas(grid, module.sample_deformation(shapes))
+    module.draw(canvas, organs)
+    canvas.drop_specks()
+    shift_xyz_mm = scans.uniform((-20, -200, -900), (20, 200, 900))  # a scanner's origin is anywhere
+    blur_mm, noise_hu = scans.uniform(0.6, 1.0), scans.uniform(9, 26)
+    streaks = module.shoulder_streaks(grid.centres_mm(0) / canvas.deformation.scale) * scans.uniform(0, 1)
+    image = scanned(canvas.hu, grid.spacing_mm, scans, blur_mm=blur_mm, noise_hu=noise_hu, streaks=streaks)
+    first_xyz_mm = [grid.centres_mm(axis)[0] for axis in (2, 1, 0)]
+    origin = tuple(float(round(o, 3)) for o in first_xyz_mm + shift_xyz_mm)
+    return Phantom(image, canvas.labels, grid.spacing_mm, origin)
+
+
+def write_dataset(
+    folder: Path,
+    region: str,
+    cases: int,
+    test_cases: int = 0,
+    seed: int = 0,
+    spacing_mm: tuple[float, float, float] | None = None,
+    processes: int = 1,
+    disable_progress_bar: bool = False,
+) -> list[str]:
+    """Write a raw nnU-Net data set to `folder`, which must be new or empty; returns the case ids, test cases last.
+
+    The labels of the test cases are kept in labelsTs, where nnU-Net does not look. Everything is written beside the
+    folder first and moved there when it is complete.
+    """
+    folder = Path(folder).resolve()
+    module = _region(region)
+    if cases < 1 or test_cases < 0 or processes < 1:
+        raise ValueError(
+            f"a data set needs 1 case, 0 test cases and 1 process or more, got {cases}, {test_cases} and {processes}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    if spacing_mm is not None:
+        spacing_mm = _checked_spacing(spacing_mm)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder; name a new one, nothing is overwritten")
+
+    names = [f"phantom_{region}_{case:03d}" for case in range(cases + test_cases)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        for part in ("Tr", "Ts") if test_cases else ("Tr",):
+            (partial / f"images{part}").mkdir()
+            (partial / f"labels{part}").mkdir()
+        jobs = [
+            (partial, "Tr" if case < cases else "Ts", name, region, seed, case, spacing_mm)
+            for case, name in enumerate(names)
+        ]
+        _write_all(jobs, processes, disable_progress_bar)
+        description = {
+            "name": f"phantom_{region}",
+            "description": f"Synthetic {module.DESCRIPTION}. Drawn, not scanned; seed {seed}.",
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, **module.LABELS},
+            "numTraining": cases,
+            "file_ending": FILE_ENDING,
+        }
+        (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
+        if folder.is_dir():
+            folder.rmdir()  # empty, as checked above; rename() does not replace a folder everywhere
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return names
+
+
+def _write_all(jobs: list[tuple], processes: int, disable_progress_bar: bool) -> None:
+    with tqdm(total=len(jobs), unit="case", disable=disable_progress_bar) as bar:
+        if processes == 1:
+            for job in jobs:
+                _write_case(*job)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")  # forking a process with threads can hang
+        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+            futures = [pool.submit(_write_case, *job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _write_case(folder: Path, part: str, name: str, region: str, seed: int, case: int, spacing_mm) -> None:
+    phantom = make_phantom(region, seed, case, spacing_mm)
+    for array, file in (
+        (phantom.image_hu, folder / f"images{part}" / f"{name}_0000{FILE_ENDING}"),
+        (phantom.labels, folder / f"labels{part}" / f"{name}{FILE_ENDING}"),
+    ):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(phantom.spacing_mm[::-1])
+        image.SetOrigin(phantom.origin_xyz_mm)
+        sitk.WriteImage(image, str(file), useCompression=True)
+
+
+def _region(region: str):
+    if region not in REGIONS:
+        raise ValueError(f"region must be one of {', '.join(REGIONS)}, got {region!r}")
+    return REGIONS[region]
+
+
+def _checked_spacing(spacing_mm) -> tuple[float, float, float]:
+    spacing = tuple(float(s) for s in spacing_mm)
+    if len(spacing) != 3 or not all(0.3 <= s <= 20 for s in spacing):
+        raise ValueError(f"spacing_mm must be three numbers (z, y, x) from 0.3 to 20, got {spacing_mm}")
+    return spacing

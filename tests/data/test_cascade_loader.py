@@ -1,0 +1,175 @@
+"""Samples: a function of their number alone, aligned, read by region, left and right kept apart."""
+
+import numpy as np
+import pytest
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from fake_dataset import FakeDataset, case
+
+from nnunet_oar.data.augmentation import flip, seeded_globals
+from nnunet_oar.data.cascade_loader import CascadeLoader
+from nnunet_oar.data.coarse_cache import CoarseCache
+from nnunet_oar.plan import CascadePlan
+from nnunet_oar.roi import Box
+
+PLAN = dict(
+    organs=("one", "two"), coarse_shape=(12, 12, 12), fine_shape=(20, 20, 20), margin_vox=(2, 2, 2), min_box_vox=(8, 8, 8),
+    extra_box_vox=((24, 24, 24),), coarse_strides=((2, 2, 2),), fine_strides=((2, 2, 2),),
+)  # fmt: skip
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return FakeDataset(tmp_path, {f"case_{i}": case(i) for i in range(4)})
+
+
+def loader(dataset, training=True, fold=0, start=0, workers=1, **changes) -> CascadeLoader:
+    plan = CascadePlan(**(PLAN | changes))
+    cache = CoarseCache(dataset, plan.coarse_shape, plan.data_window, [1, 2])
+    cache.build(dataset.identifiers, disable_progress_bar=True)
+    return CascadeLoader(
+        dataset, dataset.identifiers, cache, plan, fold=fold, training=training, start=start, workers=workers
+    )
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in ("coarse", "coarse_target", "fine", "fine_target"))
+
+
+@pytest.mark.parametrize("augmentation", ["flips", "nnunet"])
+def test_the_number_of_workers_changes_nothing(dataset, augmentation):
+    alone = loader(dataset, augmentation=augmentation, batch_size=2)
+    expected = [next(alone) for _ in range(5)]
+    for workers in (1, 2, 3):
+        augmenter = MultiThreadedAugmenter(
+            loader(dataset, augmentation=augmentation, batch_size=2, workers=workers), None, workers
+        )
+        assert all(same(next(augmenter), batch) for batch in expected), workers
+        augmenter._finish()
+
+
+def test_a_resumed_loader_goes_on_where_it_stopped(dataset):
+    whole = loader(dataset, augmentation="nnunet")
+    batches = [next(whole) for _ in range(6)]
+    resumed = loader(dataset, augmentation="nnunet", start=4)
+    assert same(next(resumed), batches[4]) and same(next(resumed), batches[5])
+
+
+def test_folds_seeds_and_numbers_differ(dataset):
+    first = next(loader(dataset))
+    assert not same(first, next(loader(dataset, fold=1)))
+    assert not same(first, next(loader(dataset, fold="all")))
+    assert not same(first, next(loader(dataset, seed=1)))
+
+
+def test_each_pass_sees_every_case_once_in_another_order(dataset):
+    under_test = loader(dataset)
+    orders = [[under_test._case(n) for n in range(4 * i, 4 * i + 4)] for i in range(6)]
+    assert all(sorted(order) == dataset.identifiers for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_drawing_a_sample_leaves_the_global_generators_alone(dataset):
+    under_test = loader(dataset, augmentation="nnunet")
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = np.random.rand(), torch.rand(1)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    next(under_test)
+    assert (np.random.rand(), torch.rand(1)) == expected
+    with seeded_globals(3):
+        inside = torch.rand(1)
+    with seeded_globals(3):
+        assert torch.rand(1) == inside
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("augmentation", ["flips", "nnunet"])
+def test_image_and_labels_stay_aligned(dataset, training, augmentation):
+    under_test = loader(dataset, training, augmentation=augmentation)
+    for _ in range(6):
+        batch = next(under_test)
+        for stage in ("coarse", "fine"):
+            image, labels = batch[stage][0, 0], batch[f"{stage}_target"][0, 0]
+            assert image.dtype == torch.float32 and labels.dtype == torch.int16 and labels.min() == 0
+            # organ 2 is brighter than organ 1, organ 1 than the background: medians, as edges are blended
+            if (labels == 1).sum() > 30 and (labels == 2).sum() > 30:
+                values = [image[labels == label].median() for label in (0, 1, 2)]
+                assert values[0] < values[1] < values[2]
+
+
+def test_only_the_box_is_read_from_the_file(dataset):
+    under_test = loader(dataset, extra_box_vox=())
+    dataset.reads.clear()
+    next(under_test)
+    assert len(dataset.reads) == 2
+    for index in dataset.reads:
+        assert np.prod([s.stop - s.start for s in index[1:]]) < 30 * 36 * 40
+
+
+def test_validation_crops_are_the_papers_box(dataset):
+    under_test = loader(dataset, training=False)
+    dataset.reads.clear()
+    batch = next(under_test)
+    organs = list(batch["organs"][0].values())
+    box = under_test.plan.fine_box(organs[0].union(organs[1]), batch["image_shape"][0])
+    assert dataset.reads[0][1:] == box.slices
+
+
+def test_training_uses_every_box_size_and_keeps_the_organs_inside(dataset):
+    under_test = loader(dataset, margin_jitter=0.5, augmentation="flips")
+    shapes = set()
+    for n in range(24):
+        dataset.reads.clear()
+        sample = under_test.sample(n)
+        box = Box(tuple(s.start for s in dataset.reads[0][1:]), tuple(s.stop for s in dataset.reads[0][1:]))
+        assert all(box.contains(organ) for organ in sample["organs"].values())
+        shapes.add(max(box.shape) >= 23)
+    assert shapes == {True, False}
+
+
+def test_an_empty_case_gives_the_whole_image_as_background(dataset):
+    for name in dataset.identifiers:
+        dataset.cases[name][1][:] = 0
+    batch = next(loader(dataset))
+    assert batch["organs"] == [{}] and not batch["fine_target"].any() and torch.isfinite(batch["fine"]).all()
+
+
+def test_a_bad_voxel_does_not_spoil_a_batch(dataset):
+    for name in dataset.identifiers:
+        dataset.cases[name][0][0, 12, 12, 12] = np.nan
+    batch = next(loader(dataset))
+    assert torch.isfinite(batch["coarse"]).all() and torch.isfinite(batch["fine"]).all()
+
+
+def test_no_sample_mirrors_left_and_right_unless_the_plan_says_so(dataset):
+    """Organ 1 always lies at lower indices than organ 2 on all axes."""
+
+    def centres(batch):
+        labels = batch["fine_target"][0, 0]
+        return [np.array(Box.from_mask(labels == label).centre) for label in (1, 2)]
+
+    unflipped = loader(dataset, flip_axes=(0, 1), left_right_axis=2)
+    sides = [(a < b).tolist() for a, b in (centres(next(unflipped)) for _ in range(16))]
+    assert all(side[2] for side in sides)
+    assert {side[0] for side in sides} == {side[1] for side in sides} == {True, False}
+
+    # mirrored along the axis and swapped: the label at the low end is always 1, though the image is mirrored
+    swapped = loader(dataset, flip_axes=(2,), left_right_axis=2, swap_on_flip=((1, 2),))
+    bright_first = set()
+    for _ in range(16):
+        batch = next(swapped)
+        low, high = centres(batch)
+        assert low[2] < high[2]
+        labels, image = batch["fine_target"][0, 0], batch["fine"][0, 0]
+        bright_first.add(bool(image[labels == 1].median() > image[labels == 2].median()))
+    assert bright_first == {True, False}
+
+
+def test_flip_does_not_touch_its_input():
+    image, labels = torch.rand(1, 3, 4, 5), torch.randint(0, 3, (1, 3, 4, 5))
+    before = image.clone(), labels.clone()
+    plan = CascadePlan(organs=("a", "b"), left_right_axis=2, swap_on_flip=((1, 2),))
+    flip(image, labels, (2,), plan)
+    assert torch.equal(image, before[0]) and torch.equal(labels, before[1])
