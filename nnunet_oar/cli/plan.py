@@ -65,10 +65,10 @@ def check(args: argparse.Namespace) -> None:
     require_folders("nnUNet_raw", "nnUNet_preprocessed")
     if args.recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
-    for name in ("gpu_memory_target", "np", "epochs", "iterations"):
-        value = getattr(args, name)
+    for option in ("-gpu_memory_target", "-np", "--epochs", "--iterations"):
+        value = getattr(args, option.lstrip("-"))
         if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+            raise ValueError(f"{option} must be positive, got {value}")
 
 
 def dataset_argument(value: str) -> str | int:

@@ -204,10 +204,12 @@ class CascadeNetwork(nn.Module):
         wanted = {index: set(self.plan.test_time.get(name, ())) for index, name in enumerate(self.organs)}
         shape = tuple(image.shape[2:])
         flips = [()] + [(axis,) for axis in self.plan.flip_axes]
-        boxes = [box] + [self.plan.fine_box(organs, shape, extra).union(box) for extra in self.plan.extra_box_vox]
+        # a box that is already larger than a least size is the same box again
+        larger = [self.plan.fine_box(organs, shape, extra).union(box) for extra in self.plan.extra_box_vox]
+        boxes = list(dict.fromkeys((box, *larger)))
         counts = dict.fromkeys(wanted, 1)
         for variant, flip in product(boxes, flips):
-            needs = ({"boxes"} if variant is not box else set()) | ({"flips"} if flip else set())
+            needs = ({"boxes"} if variant != box else set()) | ({"flips"} if flip else set())
             indices = [index for index, kinds in wanted.items() if needs and needs <= kinds]
             if not indices:
                 continue
