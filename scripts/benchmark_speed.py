@@ -2,8 +2,8 @@
 
     python scripts/benchmark_speed.py -o benchmark_output
 
-The model is trained for a few steps only, so its localiser is then set by hand to call the whole image an organ: the largest box there
-is, and with it the longest time and most memory that a prediction can take.
+The model is trained for a few steps only, so its localiser is then set by hand to call the whole image an organ: the largest box
+there is, and with it the longest time and most memory that a prediction can take.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def timed(pipeline: Pipeline, step: str, command: str) -> tuple[list[tuple[float
     print(f"\n$ {command}", flush=True)
     start, lines = time.perf_counter(), []
     environment = pipeline.environment | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command.split(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command.split(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     memory = PeakMemory(process.pid)
     memory.start()
     for line in process.stdout:
@@ -97,7 +99,9 @@ def call_everything_an_organ(checkpoint: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, default=Path("benchmark_output"), help="new folder for everything that is made")
+    parser.add_argument(
+        "-o", type=Path, default=Path("benchmark_output"), help="new folder for everything that is made"
+    )
     parser.add_argument("--steps", type=int, default=4, help="training steps")
     args = parser.parse_args()
     if args.o.exists():

@@ -16,7 +16,11 @@ def test_the_repository_itself_holds_trainers_and_planners(tmp_path):
     """`python -m pytest` puts the root first on sys.path and finds ./nnunet_oar, beside which the two folders lie."""
     code = "import nnunet_oar.trainers.cascade, nnunet_oar.planners.cascade; print(nnunet_oar.__file__)"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()) == ROOT / "nnunet_oar" / "__init__.py"
@@ -48,7 +52,9 @@ def test_the_library_does_not_need_the_host(folder):
     for path in sources(f"nnunet_oar/{folder}"):
         names = imported(path)
         assert not any(name.split(".")[0] == "nnunetv2" for name in names), path
-        assert not any(name.startswith(("nnunet_oar.trainers", "nnunet_oar.planners", "nnunet_oar.cli")) for name in names), path
+        assert not any(
+            name.startswith(("nnunet_oar.trainers", "nnunet_oar.planners", "nnunet_oar.cli")) for name in names
+        ), path
 
 
 @pytest.mark.parametrize("module", ["roi", "components", "plan", "axes", "intensity"])

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,37 @@ def test_eight_orientations_and_an_oblique_one(trained, tmp_path):
     turned = sitk.ReadImage(str(output / "case_oblique.nii.gz"))
     np.testing.assert_allclose(turned.GetDirection(), rotation.ravel(), atol=1e-5)
     assert np.array_equal(sitk.GetArrayFromImage(turned), sitk.GetArrayFromImage(reference))
+
+
+def test_bad_images_are_reported_after_their_name_and_do_not_stop_the_others(trained, predicted, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    good = sorted((trained.raw / "imagesTs").iterdir())[0]
+    image = sitk.ReadImage(str(good))
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    nan = array.copy()
+    nan[:, :2, :2] = np.nan
+    for name, values in (
+        ("air", np.full_like(array, -1000)),
+        ("nan", nan),
+        ("oneslice", array[20:21]),
+        ("tall", np.concatenate([array] * 3)),
+        ("tiny", array[18:22, 20:25, 24:27]),
+        ("zero", np.zeros_like(array)),
+    ):
+        bad = sitk.GetImageFromArray(values)
+        bad.SetSpacing(image.GetSpacing())
+        sitk.WriteImage(bad, str(images / f"{name}_0000.nii.gz"))
+    shutil.copy(good, images / "whole_0000.nii.gz")
+    log = trained.predict(images, output)
+    assert np.array_equal(labels_of(output / "whole.nii.gz"), labels_of(predicted / good.name.replace("_0000", "")))
+    said = dict(re.findall(r"Predicting (\w+):\n(.*?)(?=\nPredicting|\Z)", log, flags=re.DOTALL))
+    assert len(said) == 7
+    assert "NaN or infinite" in said["nan"]
+    assert "0 everywhere" in said["zero"] and not labels_of(output / "zero.nii.gz").any()
+    assert "tiles" in said["tall"] and "tiles" not in said["whole"]
+    for name in ("air", "oneslice", "tiny"):
+        assert (output / f"{name}.nii.gz").exists()
 
 
 # --- training ---

@@ -5,6 +5,7 @@ Checkpoints store the class name and nnU-Net finds it again by that name: never 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -214,6 +215,15 @@ class OARTrainer(nnUNetTrainer):
             return SingleThreadedAugmenter(loader, None)
         return MultiThreadedAugmenter(loader, None, workers, pin_memory=self.device.type == "cuda", wait_time=0.002)
 
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As nnU-Net's, with what the network has to say about a case in the training log, after the case's name."""
+        handler = _ToTrainingLog(self)
+        logging.getLogger("nnunet_oar").addHandler(handler)
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            logging.getLogger("nnunet_oar").removeHandler(handler)
+
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net's, but a process that is killed meanwhile leaves the previous checkpoint whole."""
         temporary = f"{filename}.tmp"
@@ -224,6 +234,15 @@ class OARTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         self._restoring = True
         super().load_checkpoint(filename_or_checkpoint)
+
+
+class _ToTrainingLog(logging.Handler):
+    def __init__(self, trainer: OARTrainer):
+        super().__init__()
+        self.trainer = trainer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.trainer.print_to_log_file(record.getMessage(), also_print_to_console=False)
 
 
 def refuse_unsupported(trainer: str, plans: Mapping, configuration: str, dataset_json: Mapping) -> None:

@@ -7,6 +7,7 @@ background-relative logits and the averaging at prediction are ours; docs/papers
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -36,6 +37,8 @@ class PredictionReport:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+        # nnU-Net's "Predicting X:" is the only place where the case's name is known: what is said must follow it in a log file
+        sys.stdout.flush()
         logger.warning(text)
 
 

@@ -23,7 +23,7 @@ SMALL = dict(
 
 
 class Oracle(nn.Module):
-    """Logits 4 where the image lies in an organ's range of HU, -4 elsewhere; keeps its calls. `levels`: 0 and 200 HU, normalised."""
+    """Logits 4 where the image lies in an organ's range of HU, else -4; keeps its calls. `levels`: 0 and 200 HU, normalised."""
 
     def __init__(self, blind: bool = False):
         super().__init__()
