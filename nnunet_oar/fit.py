@@ -69,11 +69,13 @@ def fit_canvas(facts: DatasetFacts) -> Triple:
     training.
     """
     largest = np.max([case.shape for case in facts.cases], axis=0) + 2
-    body_axis = facts.axes.inferior_superior if facts.axes else int(np.argmax(facts.spacing_mm))
+    # where the body axis is not known any may be it
+    body_axes = [facts.axes.inferior_superior] if facts.axes else [0, 1, 2]
+    affordable = CANVAS_MEMORY_BYTES / (CANVAS_BYTES_PER_CLASS_AND_VOXEL * (len(facts.labels) + 1))
+    factor = min(CANVAS_HEADROOM, (affordable / np.prod(largest, dtype=float)) ** (1 / len(body_axes)))
     canvas = [int(size) for size in largest]
-    limit = CANVAS_MEMORY_BYTES / (CANVAS_BYTES_PER_CLASS_AND_VOXEL * (len(facts.labels) + 1))
-    affordable = int(limit * canvas[body_axis] / math.prod(canvas))
-    canvas[body_axis] = max(1, min(math.ceil(canvas[body_axis] * CANVAS_HEADROOM), affordable))
+    for axis in body_axes:
+        canvas[axis] = max(1, math.floor(canvas[axis] * factor))
     return tuple(canvas)
 
 
@@ -96,11 +98,14 @@ def flip_rules(labels: Mapping[str, int], axes: AnatomicalAxes | None, wanted: S
 def side_pairs(labels: Mapping[str, int]) -> tuple[list[tuple[int, int]], list[str]]:
     """(left label, right label) of the organs that come in pairs, and the names that have a side but no counterpart.
 
-    A side is one of left, right, l, r as a word of the name: Parotid_L, kidney_left, "left lung".
+    A side is one of left/right, l/r, lt/rt, sin/dex as a word of the name: Parotid_L, kidney_left, "left lung", LensR.
     """
-    opposite = {"left": "right", "right": "left", "l": "r", "r": "l"}
-    words = {name: re.split(r"[\s_\-.]+", name.lower()) for name in labels}
-    by_words = {tuple(value): name for name, value in words.items()}
+    opposite = {"left": "right", "l": "r", "lt": "rt", "sin": "dex"}
+    opposite |= {right: left for left, right in opposite.items()}
+    # words end at separators and where small letters meet capitals: Parotid_L, kidneyLeft, LensR
+    words = {name: re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name) for name in labels}
+    words = {name: tuple(word.lower() for word in found) for name, found in words.items()}
+    by_words = {value: name for name, value in words.items()}
     pairs, single = [], []
     for name, value in words.items():
         sides = [index for index, word in enumerate(value) if word in opposite]
@@ -109,13 +114,26 @@ def side_pairs(labels: Mapping[str, int]) -> tuple[list[tuple[int, int]], list[s
         mirrored = tuple(opposite[word] if index in sides else word for index, word in enumerate(value))
         if mirrored not in by_words:
             single.append(name)
-        elif value[sides[0]] in ("left", "l"):
+        elif value[sides[0]] in ("left", "l", "lt", "sin"):
             pairs.append((labels[name], labels[by_words[mirrored]]))
     return pairs, single
 
 
+def describe_sides(organs: Sequence[str]) -> str:
+    """One line on which organs are taken for left and right ones, so that a name that is not understood is noticed."""
+    labels = {name: label for label, name in enumerate(organs, start=1)}
+    pairs, single = side_pairs(labels)
+    text = ", ".join(f"{organs[left - 1]} / {organs[right - 1]}" for left, right in pairs) or "none"
+    alone = ", ".join(single) or "none"
+    return f"Organs that change places with their counterpart: {text}; with a side but no counterpart: {alone}"
+
+
 def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan:
     """The section of OARCascadeTrainer. `paper`: the paper's numbers; `fitted`: grids from the organs' size and the budget."""
+    if not any(case.organs for case in facts.cases):
+        raise ValueError(
+            f"no training case holds a voxel of {', '.join(facts.labels)}; check the label maps and dataset.json"
+        )
     wanted: tuple[int, ...] = (0, 1, 2)
     if recipe == "fitted":
         # a mirrored patient is a plausible one only where organs come in pairs: hearts on the right need not be learnt
@@ -156,11 +174,11 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
     # a localiser is off by a voxel or so of its own grid
     margin = np.maximum(np.ceil(1.5 * coarse_spacing / spacing), np.ceil(10 / spacing)).astype(int)
 
-    unions = [_union(case.organs.values()) for case in facts.cases if case.organs]
     boxes = np.array(
         [
-            np.minimum(box.grow(margin.tolist()).shape, case.shape)
-            for box, case in zip(unions, [case for case in facts.cases if case.organs], strict=True)
+            np.minimum(Box.around(case.organs.values()).grow(margin.tolist()).shape, case.shape)
+            for case in facts.cases
+            if case.organs
         ]
     )
     fine_shape = fit_grid(np.percentile(boxes, 90, axis=0) * spacing, spacing / 2, voxels)
@@ -209,13 +227,14 @@ def fit_grid(size_mm: np.ndarray, finest_mm: np.ndarray, voxels: float) -> Tripl
 
 
 def fit_strides(shape: Sequence[int], spacing_mm: Sequence[float], levels: int = 4) -> tuple[Triple, ...]:
-    """Strides per level and axis: 2 while 8 voxels or more remain and the axis is not much coarser than the rest, else 1."""
+    """Strides per level and axis: 2 while 8 voxels or more remain and the axis is not much coarser than the rest, else 1.
+
+    Always `levels` of them, so that networks for other grids have the same weights (-pretrained_weights).
+    """
     size, spacing = np.array(shape, dtype=float), np.array(spacing_mm, dtype=float)
     strides = []
     for _ in range(levels):
         halve = (size >= 8) & (spacing <= 2 * spacing.min())
-        if not halve.any():
-            break
         step = np.where(halve, 2, 1)
         size, spacing = np.ceil(size / step), spacing * step
         strides.append(tuple(step.tolist()))
@@ -227,14 +246,6 @@ def _narrowed(window: tuple[float, float] | None) -> tuple[float, float] | None:
         return None
     low, high = max(window[0], FITTED_WINDOW_HU[0]), min(window[1], FITTED_WINDOW_HU[1])
     return (low, high) if low < high else window
-
-
-def _union(boxes) -> Box:
-    boxes = list(boxes)
-    union = boxes[0]
-    for box in boxes[1:]:
-        union = union.union(box)
-    return union
 
 
 def _organ_extents(facts: DatasetFacts) -> dict[str, tuple[Triple, Triple]]:

@@ -125,6 +125,7 @@ class OARPlan:
     # names of the channels 1, 2, ... in the order of the labels: the network is built from the plans alone
     organs: tuple[str, ...] = _spec((), _list_of(_string))
     recipe: str = _spec("paper", _one_of(*RECIPES))
+    batch_size: int = _spec(1, _integer(1))
     seed: int = _spec(12345, _integer(0, 2**32 - 1))
     # None: as many as it takes to see every training case once
     epochs: int = _spec(300, _integer(1))
@@ -220,7 +221,6 @@ class CascadePlan(OARPlan):
     lr_decay: float = _spec(0.985, _number(0, 1))
     weight_decay: float = _spec(1e-5, _number(0))
     cross_entropy_weight: float = _spec(0.0, _number(0))
-    batch_size: int = _spec(1, _integer(1))
     gradient_clip: float = _spec(12.0, _number(0))
     augmentation: str = _spec("flips", _one_of(*AUGMENTATIONS))
     flip_axes: tuple[int, ...] = _spec((0, 1, 2), _list_of(_integer(0, 2)))
@@ -237,6 +237,14 @@ class CascadePlan(OARPlan):
 
     def __post_init__(self):
         super().__post_init__()
+        for stage in ("coarse", "fine"):
+            shape, strides = getattr(self, f"{stage}_shape"), getattr(self, f"{stage}_strides")
+            total = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
+            if all(size <= step for size, step in zip(shape, total, strict=True)):
+                raise ValueError(
+                    f"plans, section {SECTION!r}: {stage}_shape is {list(shape)}; with {stage}_strides one axis at least must be "
+                    f"longer than {list(total)}"
+                )
         unknown = sorted((set(self.test_time) | set(self.organ_extent_vox)) - set(self.organs))
         if unknown:
             raise ValueError(

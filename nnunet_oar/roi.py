@@ -10,8 +10,9 @@ resized back and pasted moves nothing.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -55,6 +56,12 @@ class Box:
     def full(cls, shape: Sequence[int]) -> Box:
         """The box of a whole image of that shape."""
         return cls((0,) * len(shape), tuple(shape))
+
+    @classmethod
+    def around(cls, boxes: Iterable[Box]) -> Box | None:
+        """The smallest box that holds all of them; None for no boxes."""
+        boxes = list(boxes)
+        return reduce(cls.union, boxes) if boxes else None
 
     @classmethod
     def from_mask(cls, mask: np.ndarray | Tensor) -> Box | None:

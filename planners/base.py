@@ -127,7 +127,7 @@ class OARPlanner(ExperimentPlanner):
         configuration = {
             "data_identifier": self.generate_data_identifier(CONFIGURATION),
             "preprocessor_name": self.preprocessor_name,
-            "batch_size": getattr(plan, "batch_size", 1),
+            "batch_size": plan.batch_size,
             "patch_size": canvas,
             "median_image_size_in_voxels": median_shape,
             "spacing": spacing,
@@ -225,7 +225,9 @@ class OARPlanner(ExperimentPlanner):
                 f"{source} has changed since {others[0]} was made and differs from {copy}; run nnUNetv2_plan_and_preprocess -d "
                 f"{self.dataset_name} again, or restore dataset.json"
             )
-        shutil.copyfile(source, copy)
+        temporary = copy.with_suffix(".tmp")
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, copy)
 
     def save_plans(self, plans: dict) -> None:
         recursive_fix_for_json_export(plans)

@@ -111,7 +111,6 @@ def main() -> int:
     raw, spacing_mm = pipeline.raw / DATASET, (2.0, 0.8, 0.8)
     write_dataset(raw, "thorax", 2, 2, spacing_mm=spacing_mm, processes=2)
     fit_to_shape(raw, spacing_mm)
-    # one epoch without steps to speak of costs start, loading and validation; the difference of two lengths is the steps'
     pipeline.run("prepare", f"nnunet_oar prepare -d 55 --recipe paper --epochs 1 --iterations {args.steps}")
     cases = sorted(path.name[: -len(".nii.gz")] for path in (raw / "labelsTr").iterdir())
     splits = pipeline.preprocessed / DATASET / "splits_final.json"

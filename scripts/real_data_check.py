@@ -51,14 +51,9 @@ def main() -> int:
     parser.add_argument(
         "-o", type=Path, default=Path("real_data_output"), help="new folder for everything that is made"
     )
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--iterations", type=int, default=30)
-    parser.add_argument("-gpu_memory_target", type=float, default=1.0, help="GB; grids and width follow")
-    parser.add_argument(
-        "--stock-plans",
-        action="store_true",
-        help="plan and preprocess with stock nnU-Net instead of nnunet_oar prepare",
-    )
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("-gpu_memory_target", type=float, default=0.7, help="GB; grids and width follow")
     args = parser.parse_args()
     real = os.environ.get("OAR_REAL_DATA")
     source = Path(real or ".") / DATASET
@@ -76,22 +71,17 @@ def main() -> int:
     # all 18 are trained on; two of them stand in for the online validation that nnU-Net insists on
     (preprocessed / "splits_final.json").write_text(json.dumps([{"train": train, "val": train[:2]}]))
 
-    if args.stock_plans:
-        plans = "nnUNetPlans"
-        pipeline.run("prepare", "nnUNetv2_plan_and_preprocess -d 501 -c 3d_fullres -np 2 --verify_dataset_integrity")
-    else:
-        plans = "nnUNetOARPlans"
-        pipeline.run(
-            "prepare",
-            f"nnunet_oar prepare -d 501 --epochs {args.epochs} --iterations {args.iterations} "
-            f"-gpu_memory_target {args.gpu_memory_target}",
-        )
-    model = f"501 3d_fullres 0 -tr OARCascadeTrainer -p {plans}"
+    pipeline.run(
+        "prepare",
+        f"nnunet_oar prepare -d 501 --epochs {args.epochs} --iterations {args.iterations} "
+        f"-gpu_memory_target {args.gpu_memory_target}",
+    )
+    model = "501 3d_fullres 0 -tr OARCascadeTrainer -p nnUNetOARPlans"
     pipeline.run("train", f"nnUNetv2_train {model} -device {best_device()}")
     predictions = pipeline.folder / "predictions"
     pipeline.run(
         "predict",
-        f"nnUNetv2_predict -d 501 -i {raw / 'imagesTs'} -o {predictions} -tr OARCascadeTrainer -p {plans} -c 3d_fullres -f 0 "
+        f"nnUNetv2_predict -d 501 -i {raw / 'imagesTs'} -o {predictions} -tr OARCascadeTrainer -p nnUNetOARPlans -c 3d_fullres -f 0 "
         f"-device {best_device()} -npp 1 -nps 1",
     )
     labels = {name: label for name, label in json.loads((raw / "dataset.json").read_text())["labels"].items() if label}

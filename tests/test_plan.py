@@ -88,6 +88,12 @@ def test_swaps_need_an_axis_and_existing_labels(changes):
         CascadePlan.from_section(edited(**changes))
 
 
+def test_a_grid_must_outlast_the_strides():
+    with pytest.raises(ValueError, match="fine_shape is \\[16, 8, 8\\]; with fine_strides"):
+        CascadePlan.from_section(edited(fine_shape=[16, 8, 8]))
+    CascadePlan.from_section(edited(fine_shape=[17, 1, 1]))
+
+
 def test_a_window_needs_hu():
     with pytest.raises(ValueError, match="has lost the HU"):
         CascadePlan(hu_window=(-100, 300), intensity_from_hu=None)

@@ -375,3 +375,10 @@ def test_resize_refuses_with_the_value():
         resize(x, (2, 0, 2), mode="nearest")
     with pytest.raises(ValueError, match="int16"):
         resize(x.short(), (2, 2, 2), mode="linear")
+
+
+def test_around_holds_all_boxes():
+    boxes = [Box((1, 5), (3, 6)), Box((0, 7), (2, 9)), Box((4, 4), (5, 5))]
+    assert Box.around(boxes) == Box.around(iter(boxes)) == Box((0, 4), (5, 9))
+    assert Box.around(boxes[:1]) == boxes[0]
+    assert Box.around([]) is None

@@ -5,8 +5,11 @@ Checkpoints store the class name and nnU-Net finds it again by that name: never 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +17,6 @@ import torch
 import torch.distributed
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -22,7 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_oar.facts import facts_from_preprocessed, organ_labels
-from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas, side_pairs
+from nnunet_oar.fit import Budget, DatasetFacts, describe_sides, fit_canvas, side_pairs
 from nnunet_oar.plan import SECTION, OARPlan
 
 
@@ -85,9 +87,17 @@ class OARTrainer(nnUNetTrainer):
             ):
                 configuration[SECTION] = section
                 configuration["patch_size"] = list(canvas)
-                configuration["batch_size"] = getattr(self.plan, "batch_size", 1)
+                configuration["batch_size"] = self.plan.batch_size
             self.num_epochs = self.plan.epochs
+            self.print_to_log_file(describe_sides(self.plan.organs))
+            # torch seeds itself differently in each process: the first weights must be those of (seed, fold), too
+            torch.manual_seed(self.seed_of("weights"))
         super().initialize()
+
+    def seed_of(self, *what: int | str) -> int:
+        """A seed for torch from (seed in the plans, fold, what): everything random is a closed form of these."""
+        key = json.dumps([self.plan.seed, str(self.fold), *what])
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
     def _choose_section(self) -> tuple[dict, Sequence[int]]:
         planned = self._planned(self.configuration_manager.configuration)
@@ -113,8 +123,13 @@ class OARTrainer(nnUNetTrainer):
         path = Path(self.output_folder_base) / "plans.json"
         if not path.is_file():
             return None
-        configurations = load_json(str(path))["configurations"]
-        return self._planned(configurations.get(self.configuration_name, {}))
+        for _ in range(10):
+            try:
+                configurations = json.loads(path.read_text())["configurations"]
+                return self._planned(configurations.get(self.configuration_name, {}))
+            except json.JSONDecodeError:
+                time.sleep(0.2)  # nnU-Net rewrites it in place: another fold may just be starting
+        raise RuntimeError(f"{path} is no valid JSON; restore it, or move {self.output_folder_base} away")
 
     def _fitted(self) -> tuple[dict, Sequence[int]]:
         dataset = infer_dataset_class(self.preprocessed_dataset_folder)(self.preprocessed_dataset_folder)
@@ -226,10 +241,12 @@ class OARTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net's, but a process that is killed meanwhile leaves the previous checkpoint whole."""
+        if self.disable_checkpointing:
+            super().save_checkpoint(filename)  # says that nothing is written
+            return
         temporary = f"{filename}.tmp"
         super().save_checkpoint(temporary)
-        if os.path.isfile(temporary):
-            os.replace(temporary, filename)
+        os.replace(temporary, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         self._restoring = True
@@ -277,5 +294,12 @@ def refuse_unsupported(trainer: str, plans: Mapping, configuration: str, dataset
         )
 
 
+# What training and prediction read; nnU-Net's `dataset` and older lists of files name the cases, and so does our `annotations`.
+DATASET_KEYS = (
+    "name", "description", "reference", "licence", "license", "channel_names", "modality", "labels", "regions_class_order",
+    "numTraining", "file_ending", "overwrite_image_reader_writer",
+)  # fmt: skip
+
+
 def without_case_names(dataset_json: Mapping) -> dict:
-    return {key: value for key, value in dataset_json.items() if key != "annotations"}
+    return {key: dataset_json[key] for key in DATASET_KEYS if key in dataset_json}

@@ -82,15 +82,10 @@ class OARCascadeTrainer(OARTrainer):
     def train_stage(self, stage: str, batch: dict) -> float:
         """One update of one stage. Its dropout is a function of (seed, fold, iteration, stage): neither an interruption nor the
         other stage changes it."""
-        torch.manual_seed(self._step_seed(list(self.network.stages).index(stage)))
+        torch.manual_seed(self.seed_of(self._iteration, stage))
         loss, _, _ = self._stage_loss(stage, batch)
         self.optimizer.update(stage, loss)
         return loss.item()
-
-    def _step_seed(self, stage: int) -> int:
-        fold = 1_000_000 if self.fold == "all" else int(self.fold)
-        sequence = np.random.SeedSequence((self.plan.seed, fold, self._iteration, stage))
-        return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
     def _stage_loss(self, stage: str, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         images = batch[stage].to(self.device, non_blocking=True)
@@ -132,18 +127,19 @@ class OARCascadeTrainer(OARTrainer):
         if found is None:
             return 0, None
         box = self.plan.fine_box(found, shape)
-        truth = list(organs.values())
-        union = truth[0]
-        for other in truth[1:]:
-            union = union.union(other)
-        return sum(box.contains(organ) for organ in truth), box.volume / self.plan.fine_box(union, shape).volume
+        needed = self.plan.fine_box(Box.around(organs.values()), shape)
+        return sum(box.contains(organ) for organ in organs.values()), box.volume / needed.volume
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         own = ("organs_in_box", "organs", "box_excess")
         outputs = collate_outputs([{key: output[key] for key in own} for output in val_outputs])
         self.box_recall = sum(outputs["organs_in_box"]) / max(1, sum(outputs["organs"]))
         excess = f"{np.mean(outputs['box_excess']):.2f}" if outputs["box_excess"] else "no box found"
-        super().on_validation_epoch_end([{k: v for k, v in output.items() if k not in own} for output in val_outputs])
+        val_outputs = [{key: value for key, value in output.items() if key not in own} for output in val_outputs]
+        if not any((output["tp_hard"] + output["fp_hard"] + output["fn_hard"]).any() for output in val_outputs):
+            # No organ in the validation cases and none predicted: the mean would be NaN, and nnU-Net's running mean NaN for ever
+            val_outputs[0]["fp_hard"] = np.ones_like(val_outputs[0]["fp_hard"])
+        super().on_validation_epoch_end(val_outputs)
         self.print_to_log_file(
             f"Localiser: box recall {self.box_recall:.4f} of {sum(outputs['organs'])} organs, box volume relative to the needed "
             f"one: {excess}"

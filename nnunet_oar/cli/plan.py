@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_plans(args: argparse.Namespace, dataset: str) -> str:
     """Plan one data set; returns what was written, for printing."""
+    from nnunet_oar.fit import describe_sides
+    from nnunet_oar.plan import SECTION
     from nnunet_oar.planners import find_planner
 
     planner = find_planner(args.tr)(
@@ -54,7 +56,8 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
         overwrite_target_spacing=args.overwrite_target_spacing, recipe=args.recipe, epochs=args.epochs,
         iterations=args.iterations, processes=args.np, disable_progress_bar=args.disable_progress_bar,
     )  # fmt: skip
-    planner.plan_experiment()
+    plans = planner.plan_experiment()
+    print(describe_sides(plans["configurations"]["3d_fullres"][SECTION]["organs"]))
     return str(planner.plans_file)
 
 

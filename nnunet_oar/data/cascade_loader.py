@@ -95,9 +95,7 @@ class CascadeLoader:
         return resize(image[None], shape, mode="linear")[0], resize(labels[None], shape, mode="nearest")[0]
 
     def _box(self, case: CoarseCase, rng: np.random.Generator) -> Box:
-        organs = None
-        for box in case.organs.values():
-            organs = box if organs is None else organs.union(box)
+        organs = Box.around(case.organs.values())
         if organs is None:  # an empty label map teaches what background looks like
             return Box.full(case.shape)
         plan = self.plan
@@ -107,11 +105,11 @@ class CascadeLoader:
         box = plan.fine_box(organs, case.shape, sizes[rng.integers(len(sizes))])
         if not plan.margin_jitter:
             return box
-        # the localiser's box is off by some voxels on each side; the margin is jittered by less than itself
+        # The localiser's box is off by some voxels on each side; at a face of the image no margin is left to take from
         reach = np.floor(np.multiply(plan.margin_vox, plan.margin_jitter)).astype(int)
-        start = np.maximum(0, box.start + rng.integers(-reach, reach + 1))
-        stop = np.minimum(case.shape, box.stop + rng.integers(-reach, reach + 1))
-        return Box(tuple(start), tuple(np.maximum(stop, start + 1)))
+        start = np.minimum(np.maximum(0, box.start + rng.integers(-reach, reach + 1)), organs.start)
+        stop = np.maximum(np.minimum(case.shape, box.stop + rng.integers(-reach, reach + 1)), organs.stop)
+        return Box(tuple(start), tuple(stop))
 
     def _augment(self, stage: str, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         labels = labels.to(torch.int16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,9 @@ class CoarseCache:
             box = Box.from_mask(seg[0] == label)
             if box is not None:
                 organs.append((label, *box.start, *box.stop))
-        temporary = self.folder / f"{case}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
+        # a name of its own: folds may be started on several machines at once
+        handle, temporary = tempfile.mkstemp(".tmp", f"{case}.", self.folder)
+        with os.fdopen(handle, "wb") as file:
             np.savez(
                 file,
                 image=coarse.to(torch.float16).numpy(),

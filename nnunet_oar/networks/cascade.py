@@ -145,17 +145,10 @@ class CascadeNetwork(nn.Module):
             .to(torch.uint8 if self.num_classes < 256 else torch.int16)
         )
         labels = labels.cpu().numpy()
-        boxes = []
-        for label in range(1, self.num_classes):
-            box = Box.from_mask(drop_small(labels == label, self.plan.component_fraction))
-            if box is not None:
-                boxes.append(box)
-        if not boxes:
-            return None
-        organs = boxes[0]
-        for box in boxes[1:]:
-            organs = organs.union(box)
-        return organs.rescaled(self.plan.coarse_shape, image_shape)
+        fraction = self.plan.component_fraction
+        boxes = (Box.from_mask(drop_small(labels == label, fraction)) for label in range(1, self.num_classes))
+        organs = Box.around(box for box in boxes if box is not None)
+        return None if organs is None else organs.rescaled(self.plan.coarse_shape, image_shape)
 
     def _segment(self, image: Tensor, box: Box, flips: tuple[int, ...] = ()) -> Tensor:
         """Logits relative to the background, (1, K, *fine_shape), of one box; `flips`: spatial axes to mirror meanwhile."""

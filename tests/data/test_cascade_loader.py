@@ -129,6 +129,16 @@ def test_training_uses_every_box_size_and_keeps_the_organs_inside(dataset):
     assert shapes == {True, False}
 
 
+@pytest.mark.parametrize("shape", [(1, 20, 20), (3, 8, 30), (16, 16, 16)])
+def test_organs_at_every_face_stay_whole_and_thin_cts_do_not_fail(tmp_path, shape):
+    image, labels = np.zeros((1, *shape), np.float32), np.ones((1, *shape), np.int16)
+    image += np.arange(shape[-1])
+    under_test = loader(FakeDataset(tmp_path, {"thin": (image, labels)}), margin_jitter=0.5)
+    for n in range(20):
+        sample = under_test.sample(n)
+        assert sample["fine_target"].all()  # the organ fills the image: no box may be smaller
+
+
 def test_an_empty_case_gives_the_whole_image_as_background(dataset):
     for name in dataset.identifiers:
         dataset.cases[name][1][:] = 0

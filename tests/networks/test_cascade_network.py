@@ -227,6 +227,16 @@ def test_several_volumes_are_predicted_each_on_its_own():
     assert torch.equal(both[:1], predicted(make(), one)[0]) and torch.equal(both[1:], predicted(make(), two)[0])
 
 
+def test_every_channel_is_normalised_on_its_own():
+    image, labels = phantom()
+    network = make()
+    both = torch.cat((image, 1000 * image + 7), 1)
+    predicted(network, both)
+    crop = network.segmenter.calls[0]
+    assert crop.shape[1] == 2
+    torch.testing.assert_close(crop[:, 0], crop[:, 1], atol=1e-3, rtol=1e-3)
+
+
 def test_multi_test_averages_the_named_organ_only():
     image, labels = phantom()
     plain, _ = predicted(make(), image)

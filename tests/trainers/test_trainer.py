@@ -106,8 +106,23 @@ def test_an_online_validation_without_any_organ_does_not_fail(inside):
     batch = next(val)
     batch["organs"], batch["fine_target"] = [{} for _ in batch["organs"]], torch.zeros_like(batch["fine_target"])
     with torch.no_grad():
-        output = trainer.validation_step(batch)
-    assert output["organs"] == 0 and np.isfinite(output["loss"])
+        trainer.network.segmenter.forward = lambda image: torch.stack([image[:, 0] * 0 + 9, *[image[:, 0] * 0] * 4], 1)
+        for _ in range(2):
+            output = trainer.validation_step(batch)
+            assert output["organs"] == 0 and not output["fp_hard"].any()
+            trainer.on_epoch_start()
+            trainer.logger.log("train_losses", 1.0, trainer.current_epoch)
+            trainer.on_validation_epoch_end([output])
+            trainer.on_epoch_end()
+    assert np.isfinite(trainer.logger.get_value("ema_fg_dice", step=-1))
+
+
+def test_the_first_weights_are_those_of_seed_and_fold(inside):
+    first, again, other = make_trainer(inside), make_trainer(inside), make_trainer(inside, seed=1)
+    for trainer in (first, again, other):
+        trainer.initialize()
+    weights = [trainer.network.segmenter.context[0].entry.weight for trainer in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_pseudo_dice_counts_voxels(inside):
