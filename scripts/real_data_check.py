@@ -81,8 +81,8 @@ def main() -> int:
     predictions = pipeline.folder / "predictions"
     pipeline.run(
         "predict",
-        f"nnUNetv2_predict -d 501 -i {raw / 'imagesTs'} -o {predictions} -tr OARCascadeTrainer -p nnUNetOARPlans -c 3d_fullres -f 0 "
-        f"-device {best_device()} -npp 1 -nps 1",
+        f"nnUNetv2_predict -d 501 -i {raw / 'imagesTs'} -o {predictions} -tr OARCascadeTrainer -p nnUNetOARPlans "
+        f"-c 3d_fullres -f 0 -device {best_device()} -npp 1 -nps 1",
     )
     labels = {name: label for name, label in json.loads((raw / "dataset.json").read_text())["labels"].items() if label}
     scores = score_folder(predictions, raw / "labelsTs", labels, ".nii.gz")

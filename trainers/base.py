@@ -115,7 +115,9 @@ class OARTrainer(nnUNetTrainer):
 
     def _planned(self, configuration: Mapping) -> tuple[dict, Sequence[int]] | None:
         section = configuration.get(SECTION)
-        if not isinstance(section, Mapping) or section.get("trainer") != self.plan_class.trainer:
+        if section is not None and not isinstance(section, Mapping):
+            self.plan_class.from_section(section)  # says what is wrong with it
+        if section is None or section.get("trainer") != self.plan_class.trainer:
             return None  # stock plans, or planned for another of our trainers
         return dict(section), list(configuration["patch_size"])
 

@@ -128,7 +128,7 @@ class CascadeNetwork(nn.Module):
         box, fine = self._segment_growing(image, box, report)
         report.fine_box = box
         organ_logits = self._at_full_resolution(fine, box.shape)
-        self._average_variants(image, report.localised or box, box, fine, organ_logits)
+        self._average_variants(image, report.localised or box, box, organ_logits)
         if not found:
             self._drop_implausible(organ_logits, report)
         return box, organ_logits.clamp_min_(self.plan.floor)
@@ -195,7 +195,7 @@ class CascadeNetwork(nn.Module):
             organ_logits[:, index] = resize(fine[:, index + 1 : index + 2], shape, mode="linear")[:, 0]
         return organ_logits
 
-    def _average_variants(self, image: Tensor, organs: Box, box: Box, fine: Tensor, organ_logits: Tensor) -> None:
+    def _average_variants(self, image: Tensor, organs: Box, box: Box, organ_logits: Tensor) -> None:
         """The paper's multi-test: average the logits of the organs in `test_time` over larger boxes and mirrored crops."""
         wanted = {index: set(self.plan.test_time.get(name, ())) for index, name in enumerate(self.organs)}
         shape = tuple(image.shape[2:])
