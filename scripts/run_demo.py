@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("-o", type=Path, default=Path("demo_output"), help="new folder for everything that is made")
     parser.add_argument("--cases", type=int, default=16, help="training cases")
     parser.add_argument("--test-cases", type=int, default=4, help="cases that are predicted and scored")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=45, help="per epoch")
     parser.add_argument("-gpu_memory_target", type=float, default=0.6, help="GB; grids and width follow")
     args = parser.parse_args()
