@@ -66,4 +66,5 @@ def test_one_canvas_one_tile(trained, predicted):
     log = (trained.folder / "predict.log").read_text()
     assert "tiles" not in log
     bars = [line for line in re.split(r"[\r\n]", log) if "%|" in line and "Collecting" not in line]
-    assert sum("| 1/1 " in bar for bar in bars) == 2 and all("/1 " in bar for bar in bars), bars
+    # a bar may be drawn more than once
+    assert sum("| 1/1 " in bar for bar in bars) >= 2 and all("/1 " in bar for bar in bars), bars

@@ -36,6 +36,8 @@ def same(a: dict, b: dict) -> bool:
     return all(torch.equal(a[key], b[key]) for key in ("coarse", "coarse_target", "fine", "fine_target"))
 
 
+# batchgenerators ends its workers while its own thread may still be fetching from them
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("augmentation", ["flips", "nnunet"])
 def test_the_number_of_workers_changes_nothing(dataset, augmentation):
     alone = loader(dataset, augmentation=augmentation, batch_size=2)

@@ -64,7 +64,7 @@ def dice(a, b):
 
 def predicted(network, image):
     values = image[torch.isfinite(image) & (image != 0)]
-    for stage in network.stages.values():
+    for stage in network.stages.values() if len(values) else ():
         stage.levels = tuple((level - values.mean()) / values.std(correction=0) for level in (0, 200))
     with torch.inference_mode():
         logits = network(image)
