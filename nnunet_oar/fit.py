@@ -125,7 +125,7 @@ def describe_sides(organs: Sequence[str]) -> str:
     pairs, single = side_pairs(labels)
     text = ", ".join(f"{organs[left - 1]} / {organs[right - 1]}" for left, right in pairs) or "none"
     alone = ", ".join(single) or "none"
-    return f"Organs that change places with their counterpart: {text}; with a side but no counterpart: {alone}"
+    return f"Organs taken for left / right pairs: {text}; for one-sided without a counterpart: {alone}"
 
 
 def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan:

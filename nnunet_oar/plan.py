@@ -16,6 +16,8 @@ from nnunet_oar.roi import Box
 
 SECTION = "oar"
 RECIPES = ("paper", "fitted")
+# whose sections there are: a misspelt name must not pass for a section of somebody else's
+TRAINERS = ("OARCascadeTrainer",)
 AUGMENTATIONS = ("flips", "nnunet")
 TEST_TIME = ("boxes", "flips")
 
@@ -28,7 +30,7 @@ Triple = tuple[int, int, int]
 def _number(low: float, high: float = math.inf) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"a number from {low} to {high}")
+            raise ValueError(f"a number from {low}" + (f" to {high}" if math.isfinite(high) else " up"))
         return float(value)
 
     return check
@@ -37,7 +39,7 @@ def _number(low: float, high: float = math.inf) -> Callable[[Any], float]:
 def _integer(low: int, high: float = math.inf) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"an integer from {low} to {high}")
+            raise ValueError(f"an integer from {low}" + (f" to {high}" if math.isfinite(high) else " up"))
         return value
 
     return check

@@ -169,7 +169,7 @@ def test_mirroring_needs_a_pair_and_a_known_axis():
 
 def test_what_was_understood_of_the_names_is_said():
     text = describe_sides(("Parotid_L", "Mandible", "Parotid_R", "Eye_L"))
-    assert text.endswith("counterpart: Parotid_L / Parotid_R; with a side but no counterpart: Eye_L")
+    assert text.endswith("pairs: Parotid_L / Parotid_R; for one-sided without a counterpart: Eye_L")
     assert describe_sides(("heart",)).count("none") == 2
 
 

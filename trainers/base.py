@@ -25,7 +25,7 @@ from torch import nn
 
 from nnunet_oar.facts import facts_from_preprocessed, organ_labels
 from nnunet_oar.fit import Budget, DatasetFacts, describe_sides, fit_canvas, side_pairs
-from nnunet_oar.plan import SECTION, OARPlan
+from nnunet_oar.plan import SECTION, TRAINERS, OARPlan
 
 
 class OARTrainer(nnUNetTrainer):
@@ -117,8 +117,14 @@ class OARTrainer(nnUNetTrainer):
         section = configuration.get(SECTION)
         if section is not None and not isinstance(section, Mapping):
             self.plan_class.from_section(section)  # says what is wrong with it
-        if section is None or section.get("trainer") != self.plan_class.trainer:
-            return None  # stock plans, or planned for another of our trainers
+        if section is None:
+            return None  # stock plans
+        if section.get("trainer") not in TRAINERS:
+            raise ValueError(
+                f"plans, section {SECTION!r}: trainer is {section.get('trainer')!r}; allowed is one of {', '.join(TRAINERS)}"
+            )
+        if section["trainer"] != self.plan_class.trainer:
+            return None  # planned for another of our trainers
         return dict(section), list(configuration["patch_size"])
 
     def _saved(self) -> tuple[dict, Sequence[int]] | None:

@@ -11,6 +11,13 @@ from nnunet_oar.version import __version__
 COMMANDS = ("env", "doctor", "phantom", "plan", "prepare", "postprocessing")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnunet_oar", description="Organs at risk in CT: a plug-in to nnU-Net v2. Not a medical device."
@@ -19,9 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"nnunet_oar.cli.{name}")
-        sub = subparsers.add_parser(
-            name, help=module.HELP, description=module.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP, formatter_class=_HelpFormatter)
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser

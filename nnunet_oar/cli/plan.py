@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 
 HELP = "make plans for an OAR trainer (needs nnUNetv2_extract_fingerprint; `prepare` does everything)"
@@ -56,6 +57,8 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
         overwrite_target_spacing=args.overwrite_target_spacing, recipe=args.recipe, epochs=args.epochs,
         iterations=args.iterations, processes=args.np, disable_progress_bar=args.disable_progress_bar,
     )  # fmt: skip
+    if planner.plans_file.exists():
+        print(f"replacing {planner.plans_file} of an earlier run; models trained with it keep their own copy")
     plans = planner.plan_experiment()
     print(describe_sides(plans["configurations"]["3d_fullres"][SECTION]["organs"]))
     return str(planner.plans_file)
@@ -64,13 +67,15 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
 def check(args: argparse.Namespace) -> None:
     from nnunet_oar.environment import require_folders
     from nnunet_oar.plan import RECIPES
+    from nnunet_oar.planners import find_planner
 
     require_folders("nnUNet_raw", "nnUNet_preprocessed")
     if args.recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
+    find_planner(args.tr)
     for option in ("-gpu_memory_target", "-np", "--epochs", "--iterations"):
         value = getattr(args, option.lstrip("-"))
-        if value is not None and value <= 0:
+        if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{option} must be positive, got {value}")
 
 

@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    plan.check(args)
+
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
     from nnunetv2.paths import nnUNet_raw
@@ -21,7 +23,6 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunet_oar.planners.base import CONFIGURATION
 
-    plan.check(args)
     for dataset in args.d:
         name = maybe_convert_to_dataset_name(plan.dataset_argument(dataset))
         number = convert_dataset_name_to_id(name)
