@@ -162,7 +162,7 @@ def _check_processes(name: str, value: str | None, cores: int) -> Finding:
     if number < 0 or number == 0 and not augmentation:
         return Finding(False, f"{name} is {value!r}, not a number of processes", remedy)
     if number == 0:
-        return Finding(True, f"{name} is 0, on which nnU-Net's planning fails", "unset it for planning")
+        return Finding(True, f"{name} is 0, on which nnU-Net's planning fails", "unset it, or set it for training only")
     if augmentation:
         number = min(number, max(cores, os.cpu_count() or 1))  # as nnU-Net does, with all cores of the machine
     setting = f"{name} is not set, nnU-Net takes {number}" if value is None else f"{name} is {value}"
