@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nnunet_oar.annotations import Annotations, organ_labels
 from nnunet_oar.axes import anatomical_axes
+from nnunet_oar.body_regions import BodyRegions
 from nnunet_oar.fit import CaseFacts, DatasetFacts
 from nnunet_oar.roi import Box
-
-
-def organ_labels(dataset_json: Mapping) -> dict[str, int]:
-    """Organ -> label, without background, in the order of the labels."""
-    labels = {name: label for name, label in dataset_json["labels"].items() if name != "background"}
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
 def intensity_facts(
@@ -43,17 +39,19 @@ def facts_from_preprocessed(dataset, plans_manager, configuration_manager, datas
     Organ boxes come from nnU-Net's sampled foreground voxels (all of an organ up to 10,000 voxels, else at least 10,000 or 1%), so
     they can be a voxel or two short: good enough for the size of a grid.
     """
-    labels = organ_labels(dataset_json)
+    labels, annotations = organ_labels(dataset_json), Annotations.from_dataset_json(dataset_json)
+    body_regions = BodyRegions.from_dataset_json(dataset_json)
+    regions = body_regions.names if body_regions else ()
     cases, properties = [], []
     for name in dataset.identifiers:
         data, _, _, case_properties = dataset.load_case(name)
-        organs = {}
-        for label in labels.values():
+        organs, annotated = {}, annotations.labels(name)
+        for label in annotated:
             voxels = np.asarray(case_properties.get("class_locations", {}).get(label, []))
             if len(voxels):
                 voxels = voxels[:, -3:]
                 organs[label] = Box(tuple(voxels.min(0)), tuple(voxels.max(0) + 1))
-        cases.append(CaseFacts(tuple(data.shape[1:]), organs))
+        cases.append(CaseFacts(tuple(data.shape[1:]), organs, len(annotated) == len(labels)))
         properties.append(
             {key: case_properties[key] for key in ("sitk_stuff", "nibabel_stuff") if key in case_properties}
         )
@@ -67,4 +65,5 @@ def facts_from_preprocessed(dataset, plans_manager, configuration_manager, datas
         axes=anatomical_axes(properties, plans_manager.transpose_forward),
         window=window,
         intensity_from_hu=from_hu,
+        regions=regions,
     )

@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from nnunet_oar.axes import AnatomicalAxes
-from nnunet_oar.plan import CascadePlan, Triple
+from nnunet_oar.plan import CascadePlan, OARPlan, Triple
 from nnunet_oar.roi import Box
 
 # Measured on a CPU in float32 (docs/benchmarks.md): peak memory of one training step per sample, voxel of the grid and feature of
@@ -28,12 +29,19 @@ CANVAS_HEADROOM = 1.25
 OESOPHAGUS = re.compile(r"o?esophag", re.IGNORECASE)
 
 
+P = TypeVar("P", bound=OARPlan)
+
+
 @dataclass(frozen=True)
 class CaseFacts:
-    """Shape of one preprocessed case and the box of each of its organs, in voxels of the working spacing."""
+    """Shape of one preprocessed case and the box of each organ that it annotates, in voxels of the working spacing.
+
+    complete: the case annotates every organ, so that what is missing is absent.
+    """
 
     shape: Triple
     organs: Mapping[int, Box]
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class DatasetFacts:
 
     spacing_mm and shapes are in the axis order of the preprocessed data. labels: organ -> label, without background.
     axes: None where they are not known. window: the foreground's 0.5 and 99.5 percentiles in HU; None with several channels or
-    where the HU are lost.
+    where the HU are lost. regions: names of the body regions, where dataset.json gives them.
     """
 
     spacing_mm: tuple[float, float, float]
@@ -51,6 +59,7 @@ class DatasetFacts:
     axes: AnatomicalAxes | None
     window: tuple[float, float] | None
     intensity_from_hu: tuple[float, float] | None
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,34 +139,51 @@ def describe_sides(organs: Sequence[str]) -> str:
 
 def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan:
     """The section of OARCascadeTrainer. `paper`: the paper's numbers; `fitted`: grids from the organs' size and the budget."""
+    wanted: tuple[int, ...] = (0, 1, 2)
+    if recipe == "fitted":
+        wanted = plausible_flips(facts)
+    plan = CascadePlan(
+        **common_fields(facts, recipe, wanted),
+        test_time={name: ("boxes",) for name in facts.labels if OESOPHAGUS.search(name)},
+        organ_extent_vox=_organ_extents(facts),
+    )
+    if recipe == "fitted":
+        plan = _fitted(plan, facts, budget.memory_gb)
+    plan = within_budget(plan, budget)
+    if recipe == "fitted":
+        # the rate falls to 2% over the training, however long it is
+        plan = replace(plan, lr_decay=round(0.02 ** (1 / plan.epochs), 6))
+    return plan
+
+
+def common_fields(facts: DatasetFacts, recipe: str, wanted_flips: Sequence[int]) -> dict:
+    """What every trainer's plan takes from the data set. Raises ValueError where no case holds an organ."""
     if not any(case.organs for case in facts.cases):
         raise ValueError(
             f"no training case holds a voxel of {', '.join(facts.labels)}; check the label maps and dataset.json"
         )
-    wanted: tuple[int, ...] = (0, 1, 2)
-    if recipe == "fitted":
-        # a mirrored patient is a plausible one only where organs come in pairs: hearts on the right need not be learnt
-        wanted = (facts.axes.left_right,) if facts.axes and side_pairs(facts.labels)[0] else ()
-    flips, swaps = flip_rules(facts.labels, facts.axes, wanted)
-    plan = CascadePlan(
-        organs=tuple(facts.labels),
-        recipe=recipe,
-        flip_axes=flips,
-        swap_on_flip=swaps,
-        left_right_axis=facts.axes.left_right if facts.axes else None,
-        test_time={name: ("boxes",) for name in facts.labels if OESOPHAGUS.search(name)},
-        organ_extent_vox=_organ_extents(facts),
-        intensity_from_hu=facts.intensity_from_hu,
-    )
-    if recipe == "fitted":
-        plan = _fitted(plan, facts, budget.memory_gb)
+    flips, swaps = flip_rules(facts.labels, facts.axes, wanted_flips)
+    return {
+        "organs": tuple(facts.labels),
+        "recipe": recipe,
+        "flip_axes": flips,
+        "swap_on_flip": swaps,
+        "left_right_axis": facts.axes.left_right if facts.axes else None,
+        "intensity_from_hu": facts.intensity_from_hu,
+    }
+
+
+def plausible_flips(facts: DatasetFacts) -> tuple[int, ...]:
+    """A mirrored patient is a plausible one only where organs come in pairs: hearts on the right need not be learnt."""
+    return (facts.axes.left_right,) if facts.axes and side_pairs(facts.labels)[0] else ()
+
+
+def within_budget(plan: P, budget: Budget) -> P:
+    """The plan with the user's number of epochs and iterations, where given."""
     if budget.epochs is not None:
         plan = replace(plan, epochs=budget.epochs)
     if budget.iterations is not None:
         plan = replace(plan, iterations_per_epoch=budget.iterations)
-    if recipe == "fitted":
-        # the rate falls to 2% over the training, however long it is
-        plan = replace(plan, lr_decay=round(0.02 ** (1 / plan.epochs), 6))
     return plan
 
 
@@ -174,13 +200,7 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
     # a localiser is off by a voxel or so of its own grid
     margin = np.maximum(np.ceil(1.5 * coarse_spacing / spacing), np.ceil(10 / spacing)).astype(int)
 
-    boxes = np.array(
-        [
-            np.minimum(Box.around(case.organs.values()).grow(margin.tolist()).shape, case.shape)
-            for case in facts.cases
-            if case.organs
-        ]
-    )
+    boxes = np.array([np.minimum(box.grow(margin.tolist()).shape, shape) for box, shape in _boxes_of_all_organs(facts)])
     fine_shape = fit_grid(np.percentile(boxes, 90, axis=0) * spacing, spacing / 2, voxels)
     median = np.median(boxes, axis=0)
     return replace(
@@ -194,10 +214,11 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
         fine_strides=fit_strides(fine_shape, np.percentile(boxes, 90, axis=0) * spacing / fine_shape),
         margin_vox=tuple(margin.tolist()),
         margin_jitter=0.5,
+        reach_unannotated=0.5 if any(not case.complete for case in facts.cases) else 0.0,
         # never finer than half the working spacing
         min_box_vox=tuple(math.ceil(size / 2) for size in fine_shape),
         extra_box_vox=tuple(tuple(math.ceil(size * factor) for size in median) for factor in (1.15, 1.3)),
-        hu_window=_narrowed(facts.window),
+        hu_window=narrowed_window(facts.window),
         augmentation="nnunet",
         cross_entropy_weight=1.0,
         learning_rate=1e-3,
@@ -207,6 +228,15 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
         grow_attempts=2,
         fallback_whole=True,
     )
+
+
+def _boxes_of_all_organs(facts: DatasetFacts) -> list[tuple[Box, Triple]]:
+    """Box of all organs and shape of the image, of the cases that annotate everything.
+
+    Where each case leaves something out, what is left out may lie anywhere: the box of an image is then the image.
+    """
+    complete = [(Box.around(case.organs.values()), case.shape) for case in facts.cases if case.complete and case.organs]
+    return complete or [(Box.full(case.shape), case.shape) for case in facts.cases if case.organs]
 
 
 def fit_grid(size_mm: np.ndarray, finest_mm: np.ndarray, voxels: float) -> Triple:
@@ -241,7 +271,7 @@ def fit_strides(shape: Sequence[int], spacing_mm: Sequence[float], levels: int =
     return tuple(strides)
 
 
-def _narrowed(window: tuple[float, float] | None) -> tuple[float, float] | None:
+def narrowed_window(window: tuple[float, float] | None) -> tuple[float, float] | None:
     if window is None:
         return None
     low, high = max(window[0], FITTED_WINDOW_HU[0]), min(window[1], FITTED_WINDOW_HU[1])

@@ -17,7 +17,7 @@ from nnunet_oar.roi import Box
 SECTION = "oar"
 RECIPES = ("paper", "fitted")
 # whose sections there are: a misspelt name must not pass for a section of somebody else's
-TRAINERS = ("OARCascadeTrainer",)
+TRAINERS = ("OARCascadeTrainer", "OARAttentionTrainer")
 AUGMENTATIONS = ("flips", "nnunet")
 TEST_TIME = ("boxes", "flips")
 
@@ -137,6 +137,14 @@ class OARPlan:
     # intensity of the preprocessed data = HU * slope + intercept; None where a scheme has lost HU
     intensity_from_hu: tuple[float, float] | None = _spec((1.0, 0.0), _optional(_list_of(_number(-math.inf), 2)))
     hu_window: tuple[float, float] | None = _spec(None, _optional(_window))
+    # equation (4) of paper 003 for organs that a case does not annotate; false: they are background, as for stock nnU-Net
+    recalibration: bool = _spec(True, _boolean)
+    gradient_clip: float = _spec(12.0, _number(0))
+    augmentation: str = _spec("flips", _one_of(*AUGMENTATIONS))
+    flip_axes: tuple[int, ...] = _spec((), _list_of(_integer(0, 2)))
+    # array axis that runs from one side of the patient to the other, and the labels that change places when it is flipped
+    left_right_axis: int | None = _spec(None, _optional(_integer(0, 2)))
+    swap_on_flip: tuple[tuple[int, int], ...] = _spec((), _list_of(_list_of(_integer(1), 2)))
     # organs' logits outside their box, and their lower bound inside it, relative to the background's
     floor: float = _spec(-5.0, _number(-1000, -0.1))
 
@@ -148,6 +156,15 @@ class OARPlan:
             raise ValueError(
                 f"plans, section {SECTION!r}: hu_window is {list(self.hu_window)}, but the normalisation scheme of this "
                 f"configuration has lost the HU; plan with nnunet_oar plan, or set hu_window to null"
+            )
+
+        labels = [label for pair in self.swap_on_flip for label in pair]
+        if labels and (
+            max(labels) > len(self.organs) or len(set(labels)) < len(labels) or self.left_right_axis is None
+        ):
+            raise ValueError(
+                f"plans, section {SECTION!r}: swap_on_flip is {_plain(self.swap_on_flip)}; it needs left_right_axis and pairs "
+                f"of different labels from 1 to {len(self.organs)}"
             )
 
     @property
@@ -162,11 +179,20 @@ class OARPlan:
         """The plain dict for the plans' JSON."""
         return _plain(dataclasses.asdict(self))
 
+    @staticmethod
+    def trainer_of(section: Any) -> str:
+        """The trainer whose section it is. Raises ValueError for what is no section of any of our trainers."""
+        _require_object(section)
+        if section.get("trainer") not in TRAINERS:
+            raise ValueError(
+                f"plans, section {SECTION!r}: trainer is {section.get('trainer')!r}; allowed is one of {', '.join(TRAINERS)}"
+            )
+        return section["trainer"]
+
     @classmethod
     def from_section(cls, section: Any) -> OARPlan:
         """Read and validate. Raises ValueError that names the key, what it holds and what is allowed."""
-        if not isinstance(section, Mapping):
-            raise ValueError(f"plans: the section {SECTION!r} must be an object, got {section!r}")
+        _require_object(section)
         fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(section) - set(fields))
         if unknown:
@@ -180,6 +206,11 @@ class OARPlan:
             except ValueError as error:
                 raise ValueError(f"plans, section {SECTION!r}: {name} is {value!r}; allowed is {error}") from None
         return cls(**values)
+
+
+def _require_object(section: Any) -> None:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"plans: the section {SECTION!r} must be an object, got {section!r}")
 
 
 def _frozen(value: Any) -> Any:
@@ -214,6 +245,9 @@ class CascadePlan(OARPlan):
     # section 2.2.1, in voxels of the working spacing: margin about the organs, least box, larger least boxes as augmentation
     margin_vox: Triple = _spec((10, 10, 10), _list_of(_integer(0), 3))
     margin_jitter: float = _spec(0.0, _number(0, 1))
+    # how often the crop of a case that leaves organs out is grown towards the image's faces in training: at prediction the box is
+    # that of all organs
+    reach_unannotated: float = _spec(0.0, _number(0, 1))
     min_box_vox: Triple = _spec((128, 128, 128), _shape)
     extra_box_vox: tuple[Triple, ...] = _spec(((150, 200, 200), (200, 256, 256)), _list_of(_shape))
     # section 2.1.4
@@ -223,12 +257,7 @@ class CascadePlan(OARPlan):
     lr_decay: float = _spec(0.985, _number(0, 1))
     weight_decay: float = _spec(1e-5, _number(0))
     cross_entropy_weight: float = _spec(0.0, _number(0))
-    gradient_clip: float = _spec(12.0, _number(0))
-    augmentation: str = _spec("flips", _one_of(*AUGMENTATIONS))
     flip_axes: tuple[int, ...] = _spec((0, 1, 2), _list_of(_integer(0, 2)))
-    # array axis that runs from one side of the patient to the other, and the labels that change places when it is flipped
-    left_right_axis: int | None = _spec(None, _optional(_integer(0, 2)))
-    swap_on_flip: tuple[tuple[int, int], ...] = _spec((), _list_of(_list_of(_integer(1), 2)))
     # organ -> over what its logits are averaged at prediction ("boxes": also the larger least boxes; "flips": also mirrored)
     test_time: dict[str, tuple[str, ...]] = _spec({}, _dict_of(_list_of(_one_of(*TEST_TIME))))
     # guards (off in the paper): how often a box that cuts an organ is grown; whether an empty localisation means "everywhere"
@@ -253,15 +282,96 @@ class CascadePlan(OARPlan):
                 f"plans, section {SECTION!r}: test_time or organ_extent_vox names {unknown[0]!r}, which is none of the organs "
                 f"{', '.join(self.organs)}"
             )
-        labels = [label for pair in self.swap_on_flip for label in pair]
-        if labels and (
-            max(labels) > len(self.organs) or len(set(labels)) < len(labels) or self.left_right_axis is None
-        ):
-            raise ValueError(
-                f"plans, section {SECTION!r}: swap_on_flip is {_plain(self.swap_on_flip)}; it needs left_right_axis and pairs "
-                f"of different labels from 1 to {len(self.organs)}"
-            )
 
     def fine_box(self, organs: Box, image_shape: Sequence[int], min_box: Sequence[int] | None = None) -> Box:
         """The box that the second stage sees: `organs` + margin, at least `min_box` (default: min_box_vox), inside the image."""
         return organs.grow(self.margin_vox).at_least(min_box or self.min_box_vox).within(image_shape)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Part of a training: from epoch `start` to the next phase's. dice, focal, region: alpha, beta, gamma of equation (2) of paper
+    003; elastic: whether slices are deformed."""
+
+    start: int
+    learning_rate: float
+    dice: float = 1.0
+    focal: float = 1.0
+    region: float = 1.0
+    elastic: bool = False
+
+    @classmethod
+    def read(cls, value: Any) -> Phase:
+        """From what the JSON holds."""
+        checks = {"start": _integer(0), "elastic": _boolean}
+        names = [f.name for f in dataclasses.fields(cls)]
+        if isinstance(value, Phase):
+            value = dataclasses.asdict(value)
+        if not isinstance(value, Mapping) or not {"start", "learning_rate"} <= set(value) <= set(names):
+            raise ValueError(f"an object with {', '.join(names)}")
+        try:
+            return cls(**{name: checks.get(name, _number(0))(item) for name, item in value.items()})
+        except ValueError as error:
+            raise ValueError(f"an object with {', '.join(names)}, each {error}") from None
+
+
+# section 2.5; the length of the last phase is not given
+ATTENTION_PHASES = (
+    Phase(0, 1e-3, dice=0.0, focal=0.0, region=1.0),
+    Phase(20, 1e-3),
+    Phase(50, 5e-4, focal=0.0),
+    Phase(70, 1e-4, focal=0.0, region=0.0, elastic=True),
+)
+
+
+@dataclass(frozen=True)
+class AttentionPlan(OARPlan):
+    """Slices one by one, organs weighed by where in the body a slice lies (paper 003; its numbers are the defaults)."""
+
+    trainer: str = _spec("OARAttentionTrainer", _string)
+    batch_size: int = _spec(16, _integer(1))
+    epochs: int = _spec(100, _integer(1))
+    # section 2.1: five neighbouring slices, the centre 320 x 320 of each
+    slices: int = _spec(5, _integer(1))
+    slice_shape: tuple[int, int] = _spec((320, 320), _list_of(_integer(2), 2))
+    # array axis across the slices
+    slice_axis: int = _spec(0, _integer(0, 2))
+    features: int = _spec(32, _integer(1))
+    stages: int = _spec(6, _integer(2, 8))
+    # section 2.2.2; false: without equation (1), the plain network
+    attention: bool = _spec(True, _boolean)
+    attention_epsilon: float = _spec(1e-6, _number(1e-12, 1))
+    # names of the body regions (none: no classification); organs that a slice of each holds where regions are derived from these
+    regions: tuple[str, ...] = _spec((), _list_of(_string))
+    region_organs: tuple[tuple[int, ...], ...] = _spec((), _list_of(_list_of(_integer(1))))
+    phases: tuple[Phase, ...] = _spec(ATTENTION_PHASES, _list_of(Phase.read))
+    # slices that are computed at once at prediction
+    prediction_batch: int = _spec(16, _integer(1))
+
+    def __post_init__(self):
+        super().__post_init__()
+        starts = [phase.start for phase in self.phases]
+        if not starts or starts[0] != 0 or starts != sorted(starts):
+            raise ValueError(
+                f"plans, section {SECTION!r}: phases start at {starts}; the first must start at 0, the others follow"
+            )
+        if self.slices % 2 == 0:
+            raise ValueError(f"plans, section {SECTION!r}: slices is {self.slices}; allowed is an odd number")
+        step = 2 ** (self.stages - 1)
+        if any(size % step for size in self.slice_shape) or max(self.slice_shape) <= step:
+            raise ValueError(
+                f"plans, section {SECTION!r}: slice_shape is {list(self.slice_shape)}; with {self.stages} stages both must be "
+                f"multiples of {step} and one larger"
+            )
+        if self.region_organs and len(self.region_organs) != len(self.regions):
+            raise ValueError(
+                f"plans, section {SECTION!r}: region_organs must have one entry for each of {len(self.regions)} regions"
+            )
+
+    def phase(self, epoch: int) -> Phase:
+        """The phase that an epoch is in; of phases that start together, the last."""
+        return [phase for phase in self.phases if phase.start <= epoch][-1]
+
+    @property
+    def in_plane_axes(self) -> tuple[int, int]:
+        return tuple(axis for axis in range(3) if axis != self.slice_axis)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nnunet_oar.annotations import organ_labels
 from nnunet_oar.components import drop_small
-from nnunet_oar.facts import organ_labels
+from nnunet_oar.files import written_whole
 
 
 def drop_small_components(segmentation: np.ndarray, labels: Sequence[int], fraction: float = 0.05) -> np.ndarray:
@@ -37,6 +37,5 @@ def write_pickle(predictions: Path, file: Path, fraction: float) -> None:
     if not description.is_file():
         raise ValueError(f"{description} does not exist; name a folder that nnUNetv2_predict wrote")
     labels = list(organ_labels(json.loads(description.read_text())).values())
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_bytes(pickle.dumps(([drop_small_components], [{"labels": labels, "fraction": fraction}])))
-    os.replace(temporary, file)
+    with written_whole(file) as temporary:
+        temporary.write_bytes(pickle.dumps(([drop_small_components], [{"labels": labels, "fraction": fraction}])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,14 +22,22 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
+from nnunet_oar.annotations import OWN_KEYS, Annotations, organ_labels
 from nnunet_oar.axes import anatomical_axes
-from nnunet_oar.facts import intensity_facts, organ_labels
+from nnunet_oar.body_regions import BodyRegions
+from nnunet_oar.facts import intensity_facts
+from nnunet_oar.files import written_whole
 from nnunet_oar.fit import Budget, CaseFacts, DatasetFacts, fit_canvas
 from nnunet_oar.plan import SECTION
 from nnunet_oar.roi import Box
 
 PLANS_NAME = "nnUNetOARPlans"
 CONFIGURATION = "3d_fullres"
+
+
+def _for_nnunet(dataset_json: Path) -> dict:
+    """What other trainers read of it."""
+    return {key: value for key, value in load_json(str(dataset_json)).items() if key not in OWN_KEYS}
 
 
 class OARPlanner(ExperimentPlanner):
@@ -173,25 +180,29 @@ class OARPlanner(ExperimentPlanner):
     def _facts(self) -> tuple[DatasetFacts, np.ndarray]:
         """Shapes, spacings and organ boxes in canonical orientation (the fingerprint's are in file order), and the spacing to
         work at."""
-        labels = organ_labels(self.dataset_json)
+        labels, annotations = organ_labels(self.dataset_json), Annotations.from_dataset_json(self.dataset_json)
+        annotations.check(self.dataset)
         reader = self.determine_reader_writer()()
 
-        def read(case: dict):
+        def read(name: str):
+            case, annotated = self.dataset[name], annotations.labels(name)
             seg, properties = reader.read_seg(case["label"])
             seg = np.maximum(seg[0], 0).astype(np.int32)
             boxes = {
                 label: Box(tuple(s.start for s in where), tuple(s.stop for s in where))
                 for label, where in enumerate(find_objects(seg), start=1)
-                if where is not None and label in labels.values()
+                if where is not None and label in annotated
             }
-            return seg.shape, properties, boxes
+            return seg.shape, properties, boxes, len(annotated) == len(labels)
 
         with ThreadPoolExecutor(self.processes) as pool:
-            results = pool.map(read, self.dataset.values())
+            results = pool.map(read, self.dataset)
             progress = tqdm(results, "reading labels", len(self.dataset), disable=self.disable_progress_bar)
-            shapes, properties, boxes = zip(*progress, strict=True)
+            shapes, properties, boxes, complete = zip(*progress, strict=True)
         if not any(boxes):
-            raise ValueError(f"{self.dataset_name}: no training case holds a voxel of any label in dataset.json")
+            raise ValueError(
+                f"{self.dataset_name}: no training case holds a voxel of an organ that it annotates (dataset.json)"
+            )
         spacings = [list(case["spacing"]) for case in properties]
         self.dataset_fingerprint["spacings"] = spacings
         self.dataset_fingerprint["shapes_after_crop"] = [list(shape) for shape in shapes]
@@ -201,15 +212,19 @@ class OARPlanner(ExperimentPlanner):
             for shape, old in zip(shapes, spacings, strict=True)
         ]
         cases = [
-            CaseFacts(new, {label: box.rescaled(old, new) for label, box in organs.items()})
-            for old, new, organs in zip(shapes, new_shapes, boxes, strict=True)
+            CaseFacts(new, {label: box.rescaled(old, new) for label, box in organs.items()}, all_annotated)
+            for old, new, organs, all_annotated in zip(shapes, new_shapes, boxes, complete, strict=True)
         ]
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         window, from_hu = intensity_facts(
             schemes, self.dataset_fingerprint["foreground_intensity_properties_per_channel"]
         )
         axes = anatomical_axes(properties, self.determine_transpose()[0])
-        return DatasetFacts(tuple(float(s) for s in spacing), cases, labels, axes, window, from_hu), spacing
+        regions = BodyRegions.from_dataset_json(self.dataset_json)
+        facts = DatasetFacts(
+            tuple(float(s) for s in spacing), cases, labels, axes, window, from_hu, regions.names if regions else ()
+        )
+        return facts, spacing
 
     def _copy_dataset_json(self) -> None:
         """Training reads the copy in the preprocessed folder, ours and any other trainer's."""
@@ -220,17 +235,15 @@ class OARPlanner(ExperimentPlanner):
             file.name for file in copy.parent.glob("*.json")
             if file not in (copy, self.plans_file) and file.name not in ("dataset_fingerprint.json", "splits_final.json")
         ]  # fmt: skip
-        if copy.is_file() and others:
+        if copy.is_file() and others and _for_nnunet(copy) != _for_nnunet(source):
             raise ValueError(
                 f"{source} has changed since {others[0]} was made and differs from {copy}; run nnUNetv2_plan_and_preprocess -d "
                 f"{self.dataset_name} again, or restore dataset.json"
             )
-        temporary = copy.with_suffix(".tmp")
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, copy)
+        with written_whole(copy) as temporary:
+            shutil.copyfile(source, temporary)
 
     def save_plans(self, plans: dict) -> None:
         recursive_fix_for_json_export(plans)
-        temporary = self.plans_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(plans, indent=4))
-        os.replace(temporary, self.plans_file)
+        with written_whole(self.plans_file) as temporary:
+            temporary.write_text(json.dumps(plans, indent=4))

@@ -8,24 +8,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunet_oar.trainers.validation import dice_of_counts, rescore_summary
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from torch import Tensor, nn
 
-from nnunet_oar.facts import facts_from_preprocessed, organ_labels
+from nnunet_oar.annotations import Annotations, organ_labels, refuse_changed_dataset_json
+from nnunet_oar.facts import facts_from_preprocessed
+from nnunet_oar.files import written_whole
 from nnunet_oar.fit import Budget, DatasetFacts, describe_sides, fit_canvas, side_pairs
-from nnunet_oar.plan import SECTION, TRAINERS, OARPlan
+from nnunet_oar.losses.labels import unannotated_to_background
+from nnunet_oar.plan import SECTION, OARPlan
+
+# nnU-Net's words for the result of the final validation
+MEAN_DICE = "Mean Validation Dice: "
 
 
 class OARTrainer(nnUNetTrainer):
@@ -36,11 +44,14 @@ class OARTrainer(nnUNetTrainer):
     """
 
     plan_class: type[OARPlan]
+    _holding_back_mean = False
 
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")  # noqa: B008
     ):  # fmt: skip
         refuse_unsupported(type(self).__name__, plans, configuration, dataset_json)
+        # before what names the cases is removed; nnU-Net writes str() of each attribute into debug.json, which shows no patterns
+        self.annotations = Annotations.from_dataset_json(dataset_json)
         # Case names may identify patients: nnU-Net writes dataset_json into every checkpoint and into debug.json.
         super().__init__(plans, configuration, fold, without_case_names(dataset_json), device)
         self.enable_deep_supervision = False
@@ -68,11 +79,22 @@ class OARTrainer(nnUNetTrainer):
     def prepare_data(self, dataset) -> None:
         """Called once with the dataset of all cases before the loaders are made."""
 
+    def iterations_of_one_pass(self, cases: Sequence[str]) -> int:
+        """Batches that it takes to see every case (or slice) once; after prepare_data."""
+        return -(-len(cases) // self.plan.batch_size)
+
+    def preprocessed_dataset_json(self) -> dict:
+        """dataset.json with the keys that name cases, which `self.dataset_json` lacks."""
+        return json.loads((Path(self.preprocessed_dataset_folder_base) / "dataset.json").read_text())
+
     # --- the section ---
 
     def initialize(self) -> None:
         if not self.was_initialized:
-            section, canvas = self._choose_section()
+            refuse_changed_dataset_json(nnUNet_raw, nnUNet_preprocessed, self.plans_manager.dataset_name)
+            dataset = infer_dataset_class(self.preprocessed_dataset_folder)(self.preprocessed_dataset_folder)
+            self.annotations.check(dataset.identifiers)
+            section, canvas = self._choose_section(dataset)
             self.plan = self.plan_class.from_section(section)
             if self.plan.organs != tuple(organ_labels(self.dataset_json)):
                 raise RuntimeError(
@@ -99,7 +121,7 @@ class OARTrainer(nnUNetTrainer):
         key = json.dumps([self.plan.seed, str(self.fold), *what])
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
-    def _choose_section(self) -> tuple[dict, Sequence[int]]:
+    def _choose_section(self, dataset) -> tuple[dict, Sequence[int]]:
         planned = self._planned(self.configuration_manager.configuration)
         saved = self._saved()
         if self._restoring and saved is not None:
@@ -111,20 +133,13 @@ class OARTrainer(nnUNetTrainer):
             return saved
         if planned is not None:
             return planned
-        return self._fitted()
+        return self._fitted(dataset)
 
     def _planned(self, configuration: Mapping) -> tuple[dict, Sequence[int]] | None:
         section = configuration.get(SECTION)
-        if section is not None and not isinstance(section, Mapping):
-            self.plan_class.from_section(section)  # says what is wrong with it
-        if section is None:
-            return None  # stock plans
-        if section.get("trainer") not in TRAINERS:
-            raise ValueError(
-                f"plans, section {SECTION!r}: trainer is {section.get('trainer')!r}; allowed is one of {', '.join(TRAINERS)}"
-            )
-        if section["trainer"] != self.plan_class.trainer:
-            return None  # planned for another of our trainers
+        # stock plans, or planned for another of our trainers
+        if section is None or OARPlan.trainer_of(section) != self.plan_class.trainer:
+            return None
         return dict(section), list(configuration["patch_size"])
 
     def _saved(self) -> tuple[dict, Sequence[int]] | None:
@@ -139,9 +154,10 @@ class OARTrainer(nnUNetTrainer):
                 time.sleep(0.2)  # nnU-Net rewrites it in place: another fold may just be starting
         raise RuntimeError(f"{path} is no valid JSON; restore it, or move {self.output_folder_base} away")
 
-    def _fitted(self) -> tuple[dict, Sequence[int]]:
-        dataset = infer_dataset_class(self.preprocessed_dataset_folder)(self.preprocessed_dataset_folder)
-        facts = facts_from_preprocessed(dataset, self.plans_manager, self.configuration_manager, self.dataset_json)
+    def _fitted(self, dataset) -> tuple[dict, Sequence[int]]:
+        facts = facts_from_preprocessed(
+            dataset, self.plans_manager, self.configuration_manager, self.preprocessed_dataset_json()
+        )
         plan = self.fit_plan(facts, "fitted", Budget())
         section, canvas = plan.to_section(), list(fit_canvas(facts))
         self.print_to_log_file(
@@ -222,9 +238,9 @@ class OARTrainer(nnUNetTrainer):
                 f"both must be at least 1 (splits_final.json in {self.preprocessed_dataset_folder_base})"
             )
         self.prepare_data(self.dataset_class(self.preprocessed_dataset_folder))
-        batch_size = self.configuration_manager.batch_size
-        self.num_iterations_per_epoch = self.plan.iterations_per_epoch or -(-len(dataset_tr.identifiers) // batch_size)
-        self.num_val_iterations_per_epoch = self.plan.val_iterations or -(-len(dataset_val.identifiers) // batch_size)
+        plan = self.plan
+        self.num_iterations_per_epoch = plan.iterations_per_epoch or self.iterations_of_one_pass(dataset_tr.identifiers)
+        self.num_val_iterations_per_epoch = plan.val_iterations or self.iterations_of_one_pass(dataset_val.identifiers)
         workers = get_allowed_n_proc_DA()
         start = self.current_epoch * self.num_iterations_per_epoch
         train = self._augmenter(dataset_tr, training=True, start=start, workers=workers)
@@ -238,23 +254,63 @@ class OARTrainer(nnUNetTrainer):
             return SingleThreadedAugmenter(loader, None)
         return MultiThreadedAugmenter(loader, None, workers, pin_memory=self.device.type == "cuda", wait_time=0.002)
 
+    def partial_loss(self, logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+        """`self.loss` with re-calibration, or without it where the plans say so."""
+        if self.plan.recalibration:
+            return self.loss(logits, target, annotated)
+        return self.loss(logits, unannotated_to_background(target, annotated), None)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """As nnU-Net's, of the outputs of `count_voxels` and "loss", and organs are scored on the samples that annotate them.
+
+        Where that leaves nothing to score, nnU-Net's mean would be NaN and its running mean NaN for ever: it stays as it was.
+        """
+        dice = dice_of_counts(val_outputs)
+        if np.isfinite(dice).any():
+            mean = np.nanmean(dice)
+        else:
+            previous = self.logger.get_value("ema_fg_dice", step=None)
+            mean = previous[-1] if previous else 0.0
+            self.print_to_log_file("No organ to score in this epoch's validation: the running mean stays as it was")
+        self.logger.log("mean_fg_dice", mean, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", list(dice), self.current_epoch)
+        self.logger.log("val_losses", np.mean([output["loss"] for output in val_outputs]), self.current_epoch)
+        if not self.annotations.complete:
+            samples = np.sum([output["samples"] for output in val_outputs], axis=0)
+            counts = ", ".join(f"{organ} {count}" for organ, count in zip(self.plan.organs, samples, strict=True))
+            self.print_to_log_file(f"Samples that the pseudo dice is of: {counts}")
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As nnU-Net's, with what the network has to say about a case in the training log, after the case's name."""
+        """As nnU-Net's, with what the network has to say about a case in the training log, after the case's name, and with organs
+        scored on the cases that annotate them."""
         handler = _ToTrainingLog(self)
         logging.getLogger("nnunet_oar").addHandler(handler)
+        self._holding_back_mean = not self.annotations.complete
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
+            self._holding_back_mean = False
             logging.getLogger("nnunet_oar").removeHandler(handler)
+        if not self.annotations.complete:
+            summary = Path(self.output_folder) / "validation" / "summary.json"
+            mean, cases = rescore_summary(summary, self.annotations, self.dataset_json["file_ending"])
+            counts = ", ".join(f"{organ} {count}" for organ, count in cases.items())
+            self.logger.log_summary("final_val/foreground_dice", mean)
+            self.print_to_log_file(f"Organs are scored on the cases that annotate them: {counts}")
+            self.print_to_log_file(MEAN_DICE, mean)
+
+    def print_to_log_file(self, *args, **kwargs) -> None:
+        if self._holding_back_mean and args[:1] == (MEAN_DICE,):
+            return  # nnU-Net's mean takes what is not annotated for background
+        super().print_to_log_file(*args, **kwargs)
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net's, but a process that is killed meanwhile leaves the previous checkpoint whole."""
         if self.disable_checkpointing:
             super().save_checkpoint(filename)  # says that nothing is written
             return
-        temporary = f"{filename}.tmp"
-        super().save_checkpoint(temporary)
-        os.replace(temporary, filename)
+        with written_whole(filename) as temporary:
+            super().save_checkpoint(str(temporary))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         self._restoring = True
@@ -291,15 +347,6 @@ def refuse_unsupported(trainer: str, plans: Mapping, configuration: str, dataset
         raise NotImplementedError(f"{trainer} does not train on regions; give each organ one label in dataset.json")
     if labels.has_ignore_label:
         raise NotImplementedError(f"{trainer} does not support an ignore label; remove `ignore` from dataset.json")
-    partial = [
-        source for source, entry in dataset_json.get("annotations", {}).items()
-        if set(entry["labels"]) != set(dataset_json["labels"]) - {"background"}
-    ]  # fmt: skip
-    if partial:
-        raise NotImplementedError(
-            f"{trainer} cannot train on partly annotated cases yet: source {partial[0]!r} in dataset.json does not annotate every "
-            f"organ"
-        )
 
 
 # What training and prediction read; nnU-Net's `dataset` and older lists of files name the cases, and so does our `annotations`.

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from nnunet_oar.trainers.base import OARTrainer
 from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunet_oar.trainers.validation import count_voxels
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor, nn
 
+from nnunet_oar.annotations import organ_labels
 from nnunet_oar.data.cascade_loader import CascadeLoader
 from nnunet_oar.data.coarse_cache import CoarseCache
-from nnunet_oar.facts import organ_labels
 from nnunet_oar.fit import Budget, DatasetFacts, fit_cascade
 from nnunet_oar.losses import DiceCrossEntropyLoss
 from nnunet_oar.networks.cascade import CascadeNetwork
@@ -53,7 +54,15 @@ class OARCascadeTrainer(OARTrainer):
 
     def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> CascadeLoader:
         return CascadeLoader(
-            dataset, cases, self.cache, self.plan, fold=self.fold, training=training, start=start, workers=workers
+            dataset,
+            cases,
+            self.cache,
+            self.plan,
+            self.annotations,
+            fold=self.fold,
+            training=training,
+            start=start,
+            workers=workers,
         )
 
     def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
@@ -90,30 +99,25 @@ class OARCascadeTrainer(OARTrainer):
     def _stage_loss(self, stage: str, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         images = batch[stage].to(self.device, non_blocking=True)
         target = batch[f"{stage}_target"].to(self.device, non_blocking=True)
+        annotated = batch[f"{stage}_annotated"].to(self.device, non_blocking=True)
         logits = self.network({stage: images})[stage]
-        return self.loss(logits, target), logits, target
+        return self.partial_loss(logits, target, annotated), logits, target
 
     def validation_step(self, batch: dict) -> dict:
         """Pseudo Dice of the fine stage on the box of the truth; recall and size of the localiser's box."""
         loss, logits, target = self._stage_loss("fine", batch)
-        prediction, target = logits.argmax(1), target[:, 0].long()
-        classes = logits.shape[1]
-        # 2 K bins instead of one-hot volumes
-        joint = torch.bincount((target * classes + prediction).flatten(), minlength=classes**2).view(classes, classes)
-        hits = joint.diagonal()
         coarse = batch["coarse"].to(self.device, non_blocking=True)
         contained, present, excess = [], 0, []
         for index, (shape, organs) in enumerate(zip(batch["image_shape"], batch["organs"], strict=True)):
             found, size = self._score_box(coarse[index : index + 1], shape, organs)
             contained.append(found)
             present += len(organs)
-            if size is not None:
+            # a localiser that finds what the case does not annotate needs a larger box, rightly
+            if size is not None and batch["coarse_annotated"][index].all():
                 excess.append(size)
         return {
             "loss": loss.cpu().numpy(),
-            "tp_hard": hits[1:].cpu().numpy(),
-            "fp_hard": (joint.sum(0) - hits)[1:].cpu().numpy(),
-            "fn_hard": (joint.sum(1) - hits)[1:].cpu().numpy(),
+            **count_voxels(logits.argmax(1), target[:, 0], batch["fine_annotated"]),
             "organs_in_box": int(np.sum(contained)),
             "organs": present,
             "box_excess": excess,
@@ -134,11 +138,7 @@ class OARCascadeTrainer(OARTrainer):
         own = ("organs_in_box", "organs", "box_excess")
         outputs = collate_outputs([{key: output[key] for key in own} for output in val_outputs])
         self.box_recall = sum(outputs["organs_in_box"]) / max(1, sum(outputs["organs"]))
-        excess = f"{np.mean(outputs['box_excess']):.2f}" if outputs["box_excess"] else "no box found"
-        val_outputs = [{key: value for key, value in output.items() if key not in own} for output in val_outputs]
-        if not any((output["tp_hard"] + output["fp_hard"] + output["fn_hard"]).any() for output in val_outputs):
-            # No organ in the validation cases and none predicted: the mean would be NaN, and nnU-Net's running mean NaN for ever
-            val_outputs[0]["fp_hard"] = np.ones_like(val_outputs[0]["fp_hard"])
+        excess = f"{np.mean(outputs['box_excess']):.2f}" if outputs["box_excess"] else "not known"
         super().on_validation_epoch_end(val_outputs)
         self.print_to_log_file(
             f"Localiser: box recall {self.box_recall:.4f} of {sum(outputs['organs'])} organs, box volume relative to the needed "

@@ -51,6 +51,7 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
     from nnunet_oar.fit import describe_sides
     from nnunet_oar.plan import SECTION
     from nnunet_oar.planners import find_planner
+    from nnunet_oar.planners.base import CONFIGURATION
 
     planner = find_planner(args.tr)(
         dataset, args.gpu_memory_target, plans_name=args.overwrite_plans_name,
@@ -60,7 +61,7 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
     if planner.plans_file.exists():
         print(f"replacing {planner.plans_file} of an earlier run; models trained with it keep their own copy")
     plans = planner.plan_experiment()
-    print(describe_sides(plans["configurations"]["3d_fullres"][SECTION]["organs"]))
+    print(describe_sides(plans["configurations"][CONFIGURATION][SECTION]["organs"]))
     return str(planner.plans_file)
 
 

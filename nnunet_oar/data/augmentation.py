@@ -19,12 +19,12 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
-from nnunet_oar.plan import CascadePlan
+from nnunet_oar.plan import OARPlan
 
 _ROTATION: RandomScalar = (-15 * math.pi / 180, 15 * math.pi / 180)
 
 
-def flip(image: Tensor, labels: Tensor, axes: Sequence[int], plan: CascadePlan) -> tuple[Tensor, Tensor]:
+def flip(image: Tensor, labels: Tensor, axes: Sequence[int], plan: OARPlan) -> tuple[Tensor, Tensor]:
     """Mirror image (C, Z, Y, X) and labels (1, Z, Y, X) along `axes`; left and right labels change places where the plan's
     left-right axis is among them."""
     if not axes:
@@ -40,41 +40,38 @@ def flip(image: Tensor, labels: Tensor, axes: Sequence[int], plan: CascadePlan) 
     return image, labels
 
 
-def draw_flips(rng: np.random.Generator, plan: CascadePlan) -> tuple[int, ...]:
+def flip_annotated(annotated: Tensor, axes: Sequence[int], plan: OARPlan) -> Tensor:
+    """bool (K - 1,): what a case annotates, after `flip` has given left and right organs each other's labels."""
+    if plan.left_right_axis not in axes:
+        return annotated
+    swapped = annotated.clone()
+    for left, right in plan.swap_on_flip:
+        swapped[left - 1], swapped[right - 1] = annotated[right - 1], annotated[left - 1]
+    return swapped
+
+
+def draw_flips(rng: np.random.Generator, plan: OARPlan) -> tuple[int, ...]:
     return tuple(axis for axis in plan.flip_axes if rng.random() < 0.5)
 
 
-def nnunet_transforms(shape: Sequence[int]) -> BasicTransform:
+def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool = False) -> BasicTransform:
     """Rotation, scaling and intensity changes with nnU-Net's own transforms, milder than its defaults: +-15 degrees, because
-    the crop has nothing beyond its sides to rotate in, and no simulated low resolution."""
+    the crop has nothing beyond its sides to rotate in, and no simulated low resolution.
+
+    elastic: also elastic deformation; slab: channels are neighbouring slices of one CT, whose contrast changes alike.
+    """
     return ComposeTransforms(
         [
-            SpatialTransform(
-                tuple(shape),
-                patch_center_dist_from_border=0,
-                random_crop=False,
-                p_elastic_deform=0,
-                p_rotation=0.5,
-                rotation=_ROTATION,
-                p_scaling=0.5,
-                scaling=(0.85, 1.15),
-                p_synchronize_scaling_across_axes=0.5,
-                bg_style_seg_sampling=False,
-                mode_seg="nearest",
-                border_mode_seg="zeros",
-                padding_mode_image="border",
-            ),
+            spatial_transform(shape, affine=True, elastic=elastic),
             RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1), apply_probability=0.1),
             RandomTransform(GaussianBlurTransform(blur_sigma=(0.5, 1.0), p_per_channel=1), apply_probability=0.1),
             RandomTransform(
-                MultiplicativeBrightnessTransform(
-                    multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False
-                ),
+                MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=slab),
                 apply_probability=0.15,
             ),
             RandomTransform(
                 ContrastTransform(
-                    contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False
+                    contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=slab
                 ),
                 apply_probability=0.15,
             ),
@@ -82,13 +79,34 @@ def nnunet_transforms(shape: Sequence[int]) -> BasicTransform:
                 GammaTransform(
                     gamma=BGContrast((0.7, 1.5)),
                     p_invert_image=0,
-                    synchronize_channels=False,
+                    synchronize_channels=slab,
                     p_per_channel=1,
                     p_retain_stats=1,
                 ),
                 apply_probability=0.2,
             ),
         ]
+    )
+
+
+def spatial_transform(shape: Sequence[int], *, affine: bool, elastic: bool) -> SpatialTransform:
+    """Rotation and scaling, elastic deformation (in half of the samples, by up to 8 pixels), or both."""
+    return SpatialTransform(
+        tuple(shape),
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_elastic_deform=0.5 if elastic else 0,
+        elastic_deform_scale=(0.1, 0.2),
+        elastic_deform_magnitude=(2, 8),
+        p_rotation=0.5 if affine else 0,
+        rotation=_ROTATION,
+        p_scaling=0.5 if affine else 0,
+        scaling=(0.85, 1.15),
+        p_synchronize_scaling_across_axes=0.5,
+        bg_style_seg_sampling=False,
+        mode_seg="nearest",
+        border_mode_seg="zeros",
+        padding_mode_image="border",
     )
 
 

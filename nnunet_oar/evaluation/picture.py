@@ -6,7 +6,6 @@ left: what ITK holds with the identity as direction (LPS). `load_lps` brings any
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from nnunet_oar.evaluation.dice import dice_per_organ
+from nnunet_oar.files import written_whole
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; their black is white here, on dark pictures.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
@@ -195,10 +195,5 @@ def _legend_handles(organs: list[str], scores: Mapping[str, float | None], with_
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Under a temporary name first: an interruption leaves no half picture."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        figure.savefig(partial, format="png", dpi=DPI, facecolor=figure.get_facecolor())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor=figure.get_facecolor())

@@ -1,7 +1,16 @@
 """Losses on logits (B, K, *spatial), labels (B, 1, *spatial) and `annotated` (B, K-1)."""
 
+from nnunet_oar.losses.attention_anatomy import AttentionAnatomyLoss
 from nnunet_oar.losses.combined import DiceCrossEntropyLoss
-from nnunet_oar.losses.dice import MulticlassDiceLoss
+from nnunet_oar.losses.dice import BatchDiceLoss, MulticlassDiceLoss
+from nnunet_oar.losses.focal import SpatiallyBalancedFocalLoss
 from nnunet_oar.losses.recalibration import recalibrate
 
-__all__ = ["DiceCrossEntropyLoss", "MulticlassDiceLoss", "recalibrate"]
+__all__ = [
+    "AttentionAnatomyLoss",
+    "BatchDiceLoss",
+    "DiceCrossEntropyLoss",
+    "MulticlassDiceLoss",
+    "SpatiallyBalancedFocalLoss",
+    "recalibrate",
+]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_oar.losses.dice import MulticlassDiceLoss
-from nnunet_oar.losses.labels import unannotated_to_background
+from nnunet_oar.losses.labels import check_labels, unannotated_to_background
 from nnunet_oar.losses.recalibration import recalibrate
 
 
@@ -23,8 +23,10 @@ class DiceCrossEntropyLoss(nn.Module):
         self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
-        loss = self.dice(logits, target, annotated)
+        check_labels(logits, target, annotated)
+        log_probability = recalibrate(logits, annotated)
+        target = unannotated_to_background(target, annotated)
+        loss = self.dice.of_probabilities(log_probability.exp(), target, annotated)
         if self.cross_entropy_weight == 0:
             return loss
-        labels = unannotated_to_background(target, annotated)[:, 0].long()
-        return loss + self.cross_entropy_weight * F.nll_loss(recalibrate(logits, annotated), labels)
+        return loss + self.cross_entropy_weight * F.nll_loss(log_probability, target[:, 0].long())

@@ -58,16 +58,19 @@ class MulticlassDiceLoss(nn.Module):
         do not fit.
         """
         check_labels(logits, target, annotated)
-        batch, classes = logits.shape[:2]
+        probability = recalibrate(logits, annotated).exp()
+        return self.of_probabilities(probability, unannotated_to_background(target, annotated), annotated)
+
+    def of_probabilities(self, probability: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
+        """As forward, of probabilities and a target that are re-calibrated already."""
+        batch, classes = probability.shape[:2]
         first = 0 if self.include_background else 1
         if self.weights is not None and len(self.weights) != classes - first:
             raise ValueError(
-                f"weights must have {classes - first} entries for logits of {tuple(logits.shape)} with "
+                f"weights must have {classes - first} entries for {classes} classes with "
                 f"include_background={self.include_background}, got {len(self.weights)}"
             )
 
-        probability = recalibrate(logits, annotated).exp()
-        target = unannotated_to_background(target, annotated)
         # class by class: no one-hot target of all classes ever exists
         dice = torch.cat([soft_dice(probability[:, c : c + 1], target == c) for c in range(first, classes)], 1)
 
@@ -79,3 +82,28 @@ class MulticlassDiceLoss(nn.Module):
             weights = weights * counts
         # the bound only matters where no pair counts: 0 / tiny is 0, and so is its gradient
         return (weights * (1 - dice)).sum() / weights.sum().clamp_min(torch.finfo(dice.dtype).tiny)
+
+
+class BatchDiceLoss(nn.Module):
+    """1 - mean over organs of the Dice of the whole batch: sums run over samples and space (paper 003, section 2.3.1).
+
+    An organ counts over the samples that annotate it, and not at all where none does. As in `soft_dice`, un-squared and with one
+    voxel added: an organ that is absent from the batch counts.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
+        """The loss, a scalar of at least float32; arguments and errors as MulticlassDiceLoss.forward."""
+        check_labels(logits, target, annotated)
+        probability = recalibrate(logits, annotated).exp()
+        return self.of_probabilities(probability, unannotated_to_background(target, annotated), annotated)
+
+    def of_probabilities(self, probability: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
+        """As forward, of probabilities and a target that are re-calibrated already: both are 0 where nothing is annotated."""
+        scores = []
+        for c in range(1, probability.shape[1]):
+            mask = target == c
+            overlap = probability[:, c : c + 1].masked_fill(~mask, 0).sum()
+            scores.append((2 * overlap + SMOOTH_VOX) / (probability[:, c].sum() + mask.sum() + SMOOTH_VOX))
+        dice = torch.stack(scores)
+        counts = torch.ones_like(dice) if annotated is None else annotated.to(dice.device).any(0).to(dice)
+        return (counts * (1 - dice)).sum() / counts.sum().clamp_min(1)

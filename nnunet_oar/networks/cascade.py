@@ -6,111 +6,42 @@ background-relative logits and the averaging at prediction are ours; docs/papers
 
 from __future__ import annotations
 
-import logging
-import sys
-from dataclasses import dataclass, field
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_oar.components import drop_small
-from nnunet_oar.intensity import measure, replace_non_finite
-from nnunet_oar.networks.precision import autocast
 from nnunet_oar.networks.residual_unet import ResidualUNet3D
+from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
 from nnunet_oar.plan import CascadePlan
 from nnunet_oar.roi import Box, resize
-
-logger = logging.getLogger(__name__)
 
 # An organ that is found without localisation is kept if its extent lies in the range seen in training, widened by this.
 EXTENT_TOLERANCE = 0.2
 
 
-@dataclass
-class PredictionReport:
-    """What happened to one volume: where the second stage looked (voxels of the volume given) and which guards fired."""
-
-    localised: Box | None = None
-    fine_box: Box | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        # nnU-Net's "Predicting X:" is the only place where the case's name is known: what is said must follow it in a log file
-        sys.stdout.flush()
-        logger.warning(text)
-
-
-class CascadeNetwork(nn.Module):
+class CascadeNetwork(VolumeNetwork):
     """Localiser and segmenter in one module with one checkpoint (`CascadePlan` holds every number).
 
-    forward of a volume (B, C, Z, Y, X), possibly padded with zeros on any side: logits (B, K, Z, Y, X) in float32, relative
-    to the background: channel 0 is 0, organs are `floor` outside the box and at least `floor` inside.
-    forward of a dict, {"coarse": (B, C, *coarse_shape)} and / or {"fine": (B, C, *fine_shape)}, both normalised: the same
-    keys with that stage's logits (B, K, *shape), float32. This is for training and online validation.
-
-    K is len(plan.organs) + 1. canvas: nnU-Net's patch size; a volume that fills it is probably one tile of
-    several. `reports` holds one PredictionReport per volume of the last prediction.
+    forward of a volume: see VolumeNetwork. forward of a dict, {"coarse": (B, C, *coarse_shape)} and / or {"fine": (B, C,
+    *fine_shape)}, both normalised: the same keys with that stage's logits (B, K, *shape), float32.
     """
 
     def __init__(self, in_channels: int, plan: CascadePlan, canvas: tuple[int, ...] | None = None):
-        super().__init__()
-        self.plan, self.organs, self.canvas = plan, plan.organs, canvas
-        self.num_classes = classes = len(plan.organs) + 1
+        super().__init__(plan, canvas)
+        classes = self.num_classes
         self.localizer = ResidualUNet3D(in_channels, classes, plan.coarse_features, plan.coarse_strides, plan.dropout)
         self.segmenter = ResidualUNet3D(in_channels, classes, plan.fine_features, plan.fine_strides, plan.dropout)
-        self.reports: list[PredictionReport] = []
 
     @property
     def stages(self) -> dict[str, nn.Module]:
         return {"coarse": self.localizer, "fine": self.segmenter}
 
-    @torch.compiler.disable
-    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        if isinstance(x, dict):
-            return {stage: self._run(self.stages[stage], images) for stage, images in x.items()}
-        self.reports = [PredictionReport() for _ in x]
-        return torch.cat([self._predict(volume, report) for volume, report in zip(x, self.reports, strict=True)])
+    def forward_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {stage: run_float32(self.stages[stage], images) for stage, images in batch.items()}
 
-    @staticmethod
-    def _run(network: nn.Module, images: Tensor) -> Tensor:
-        if images.device.type == "cpu":
-            # a third faster in float32: oneDNN's convolutions then need no reordering of few-channel tensors
-            images = images.contiguous(memory_format=torch.channels_last_3d)
-        with autocast(images.device):
-            return network(images).float()
-
-    def _predict(self, volume: Tensor, report: PredictionReport) -> Tensor:
-        """volume: (C, Z, Y, X) -> (1, K, Z, Y, X)."""
-        shape = tuple(volume.shape[1:])
-        logits = torch.full((1, self.num_classes, *shape), self.plan.floor, device=volume.device)
-        logits[:, 0] = 0
-        valid = Box.from_mask((volume != 0).any(0))
-        if valid is None:
-            report.warn("the image is 0 everywhere: no organ can be found, the result is empty")
-            return logits
-        if self.canvas == shape and any(a == b for a, b in zip(valid.shape, shape, strict=True)):
-            report.warn(
-                f"the image fills the canvas of {shape} voxels and is probably larger: it is predicted in tiles, each on its "
-                f"own, and organs that are cut by a tile may be wrong; see `canvas` in docs/conventions.md"
-            )
-        image, bad = replace_non_finite(volume[(slice(None), *valid.slices)])
-        if bad:
-            report.warn(f"{bad} voxels are NaN or infinite; they were replaced by the smallest finite value")
-        image = measure(image, self.plan.data_window).apply(image)[None]
-        inside = self._predict_image(image, report)
-        if inside is not None:
-            box, organ_logits = inside
-            where = Box(
-                tuple(a + b for a, b in zip(box.start, valid.start, strict=True)),
-                tuple(a + b for a, b in zip(box.stop, valid.start, strict=True)),
-            )
-            logits[(slice(None), slice(1, None), *where.slices)] = organ_logits
-        return logits
-
-    def _predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        """Normalised (1, C, Z, Y, X) -> box and organ logits (1, K - 1, *box.shape) in it, or None: nothing found."""
+    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
         shape = tuple(image.shape[2:])
         report.localised = self.localise(resize(image, self.plan.coarse_shape, mode="linear"), shape)
         found = report.localised is not None
@@ -140,7 +71,7 @@ class CascadeNetwork(nn.Module):
         (nearest neighbour) and then takes the box; rescaling the box of the coarse grid gives the same without the volume.
         """
         labels = (
-            self._run(self.localizer, coarse_image)
+            run_float32(self.localizer, coarse_image)
             .argmax(1)[0]
             .to(torch.uint8 if self.num_classes < 256 else torch.int16)
         )
@@ -154,7 +85,7 @@ class CascadeNetwork(nn.Module):
         """Logits relative to the background, (1, K, *fine_shape), of one box; `flips`: spatial axes to mirror meanwhile."""
         axes = [axis + 2 for axis in flips]
         crop = resize(image[(..., *box.slices)], self.plan.fine_shape, mode="linear")
-        logits = self._run(self.segmenter, crop.flip(axes)).flip(axes)
+        logits = run_float32(self.segmenter, crop.flip(axes)).flip(axes)
         if self.plan.left_right_axis in flips:
             order = list(range(self.num_classes))
             for left, right in self.plan.swap_on_flip:

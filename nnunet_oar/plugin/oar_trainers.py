@@ -4,6 +4,7 @@ nnU-Net imports this file as a top-level module and drops it from sys.modules af
 in nnunet_oar.trainers, where they stay loaded and can be pickled.
 """
 
+from nnunet_oar.trainers.attention import OARAttentionTrainer
 from nnunet_oar.trainers.cascade import OARCascadeTrainer
 
-__all__ = ["OARCascadeTrainer"]
+__all__ = ["OARAttentionTrainer", "OARCascadeTrainer"]

@@ -6,7 +6,8 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from fake_dataset import FakeDataset, case
 
-from nnunet_oar.data.augmentation import flip, seeded_globals
+from nnunet_oar.annotations import Annotations, Source
+from nnunet_oar.data.augmentation import flip, flip_annotated, seeded_globals
 from nnunet_oar.data.cascade_loader import CascadeLoader
 from nnunet_oar.data.coarse_cache import CoarseCache
 from nnunet_oar.plan import CascadePlan
@@ -18,17 +19,36 @@ PLAN = dict(
 )  # fmt: skip
 
 
+EVERYTHING = Annotations(("one", "two"))
+# cases 0 and 1 annotate only organ 1, the others only organ 2
+HALVES = Annotations(
+    ("one", "two"),
+    (
+        Source("first", ("case_0", "case_1"), frozenset({"one"})),
+        Source("second", ("case_2", "case_3"), frozenset({"two"})),
+    ),
+)
+
+
 @pytest.fixture
 def dataset(tmp_path):
     return FakeDataset(tmp_path, {f"case_{i}": case(i) for i in range(4)})
 
 
-def loader(dataset, training=True, fold=0, start=0, workers=1, **changes) -> CascadeLoader:
+def loader(dataset, training=True, fold=0, start=0, workers=1, annotations=EVERYTHING, **changes) -> CascadeLoader:
     plan = CascadePlan(**(PLAN | changes))
     cache = CoarseCache(dataset, plan.coarse_shape, plan.data_window, [1, 2])
     cache.build(dataset.identifiers, disable_progress_bar=True)
     return CascadeLoader(
-        dataset, dataset.identifiers, cache, plan, fold=fold, training=training, start=start, workers=workers
+        dataset,
+        dataset.identifiers,
+        cache,
+        plan,
+        annotations,
+        fold=fold,
+        training=training,
+        start=start,
+        workers=workers,
     )
 
 
@@ -185,3 +205,55 @@ def test_flip_does_not_touch_its_input():
     plan = CascadePlan(organs=("a", "b"), left_right_axis=2, swap_on_flip=((1, 2),))
     flip(image, labels, (2,), plan)
     assert torch.equal(image, before[0]) and torch.equal(labels, before[1])
+
+
+def test_crops_are_made_of_the_organs_that_a_case_annotates(dataset):
+    under_test = loader(dataset, training=False, annotations=HALVES)
+    for n in range(4):
+        dataset.reads.clear()
+        sample = under_test.sample(n)
+        label = 1 if n < 2 else 2
+        assert list(sample["organs"]) == [label]
+        box = under_test.plan.fine_box(sample["organs"][label], sample["image_shape"])
+        assert dataset.reads[0][1:] == box.slices
+        for stage in ("coarse", "fine"):
+            assert sample[f"{stage}_annotated"].tolist() == [label == 1, label == 2]
+
+
+def test_crops_of_incomplete_cases_sometimes_reach_further(dataset):
+    def volumes(annotations, often):
+        under_test = loader(dataset, annotations=annotations, reach_unannotated=often, extra_box_vox=())
+        found = []
+        for n in range(24):
+            dataset.reads.clear()
+            sample = under_test.sample(n)
+            box = Box(tuple(s.start for s in dataset.reads[0][1:]), tuple(s.stop for s in dataset.reads[0][1:]))
+            assert all(box.contains(organ) for organ in sample["organs"].values())
+            found.append(box.volume)
+        return found
+
+    assert volumes(EVERYTHING, 1.0) == volumes(EVERYTHING, 0.0)
+    reaching, plain = volumes(HALVES, 1.0), volumes(HALVES, 0.0)
+    assert all(a >= b for a, b in zip(reaching, plain, strict=True)) and sum(reaching) > 1.5 * sum(plain)
+
+
+def test_what_is_annotated_changes_sides_with_the_labels(dataset):
+    """A case that contours only its left organ, mirrored, is one that contours only its right organ."""
+    under_test = loader(dataset, annotations=HALVES, flip_axes=(2,), left_right_axis=2, swap_on_flip=((1, 2),))
+    seen = set()
+    for n in range(24):
+        sample = under_test.sample(n)
+        (organ,) = sample["organs"]
+        for stage in ("coarse", "fine"):
+            (annotated,) = np.flatnonzero(sample[f"{stage}_annotated"].numpy()) + 1
+            seen.add((organ, int(annotated)))
+            # the organ that the case annotates is whole in every crop, under its own or the other label
+            assert (sample[f"{stage}_target"] == annotated).any()
+    assert seen == {(1, 1), (1, 2), (2, 1), (2, 2)}
+
+
+def test_flip_annotated_swaps_pairs_only():
+    plan = CascadePlan(organs=("l", "m", "r"), left_right_axis=2, swap_on_flip=((1, 3),))
+    annotated = torch.tensor([True, False, False])
+    assert flip_annotated(annotated, (2, 0), plan).tolist() == [False, False, True]
+    assert flip_annotated(annotated, (0, 1), plan).tolist() == annotated.tolist() == [True, False, False]

@@ -1,0 +1,104 @@
+"""What every network here does with the volume that nnU-Net's predictor hands it, before and after its own part."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_oar.intensity import measure, replace_non_finite
+from nnunet_oar.networks.precision import autocast
+from nnunet_oar.plan import OARPlan
+from nnunet_oar.roi import Box
+
+logger = logging.getLogger(__name__)
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass
+class PredictionReport:
+    """What happened to one volume: where the organs were looked for (voxels of the volume given) and which guards fired."""
+
+    localised: Box | None = None
+    fine_box: Box | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        # nnU-Net's "Predicting X:" is the only place where the case's name is known: what is said must follow it in a log file
+        sys.stdout.flush()
+        logger.warning(text)
+
+
+class VolumeNetwork(nn.Module):
+    """A pipeline in one module: forward of a volume predicts, forward of a dict runs what the trainer's loader made.
+
+    forward of a volume (B, C, Z, Y, X), possibly padded with zeros on any side: logits (B, K, Z, Y, X) in float32, relative
+    to the background: channel 0 is 0, organs are `plan.floor` outside the box and at least that inside.
+
+    A sub-class implements `forward_batch` and `predict_image`. K is len(plan.organs) + 1. canvas: nnU-Net's patch size; a volume
+    that fills it is probably one tile of several. `reports` holds one PredictionReport per volume of the last prediction.
+    """
+
+    def __init__(self, plan: OARPlan, canvas: tuple[int, ...] | None = None):
+        super().__init__()
+        self.plan, self.organs, self.canvas = plan, plan.organs, canvas
+        self.num_classes = len(plan.organs) + 1
+        self.reports: list[PredictionReport] = []
+
+    def forward_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the loader made, normalised -> logits for training and online validation."""
+        raise NotImplementedError
+
+    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
+        """Normalised (1, C, Z, Y, X) -> box and organ logits (1, K - 1, *box.shape) in it, or None: nothing found."""
+        raise NotImplementedError
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        if isinstance(x, dict):
+            return self.forward_batch(x)
+        self.reports = [PredictionReport() for _ in x]
+        return torch.cat([self._predict(volume, report) for volume, report in zip(x, self.reports, strict=True)])
+
+    def _predict(self, volume: Tensor, report: PredictionReport) -> Tensor:
+        """volume: (C, Z, Y, X) -> (1, K, Z, Y, X)."""
+        shape = tuple(volume.shape[1:])
+        logits = torch.full((1, self.num_classes, *shape), self.plan.floor, device=volume.device)
+        logits[:, 0] = 0
+        valid = Box.from_mask((volume != 0).any(0))
+        if valid is None:
+            report.warn("the image is 0 everywhere: no organ can be found, the result is empty")
+            return logits
+        if self.canvas == shape and any(a == b for a, b in zip(valid.shape, shape, strict=True)):
+            report.warn(
+                f"the image fills the canvas of {shape} voxels and is probably larger: it is predicted in tiles, each on its "
+                f"own, and organs that are cut by a tile may be wrong; see `canvas` in docs/conventions.md"
+            )
+        image, bad = replace_non_finite(volume[(slice(None), *valid.slices)])
+        if bad:
+            report.warn(f"{bad} voxels are NaN or infinite; they were replaced by the smallest finite value")
+        image = measure(image, self.plan.data_window).apply(image)[None]
+        inside = self.predict_image(image, report)
+        if inside is not None:
+            box, organ_logits = inside
+            where = Box(
+                tuple(a + b for a, b in zip(box.start, valid.start, strict=True)),
+                tuple(a + b for a, b in zip(box.stop, valid.start, strict=True)),
+            )
+            logits[(slice(None), slice(1, None), *where.slices)] = organ_logits
+        return logits
+
+
+def run_float32(network: nn.Module, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """`network(images)`, computed in reduced precision where the device has it, as float32; images (B, C, *two or three axes)."""
+    if images.device.type == "cpu":
+        # a third faster in float32: oneDNN's convolutions then need no reordering of few-channel tensors
+        images = images.contiguous(memory_format=_CHANNELS_LAST[images.ndim])
+    with autocast(images.device):
+        out = network(images)
+    return out.float() if isinstance(out, Tensor) else tuple(part.float() for part in out)
