@@ -28,6 +28,8 @@ class Workspace:
 
     folder: Path
     variables: dict = field(default_factory=dict)
+    dataset: str = DATASET
+    trainer: str = TRAINER
 
     @property
     def environment(self) -> dict:
@@ -58,38 +60,47 @@ class Workspace:
         return result.stdout
 
     def train(
-        self, dataset: int | str = 55, fold: int | str = 0, options: str = "", plans: str = "nnUNetOARPlans"
+        self, dataset: int | str | None = None, fold: int | str = 0, options: str = "", plans: str = "nnUNetOARPlans"
     ) -> str:
-        return self.run(f"nnUNetv2_train {dataset} 3d_fullres {fold} -tr {TRAINER} -p {plans} -device cpu {options}")
+        dataset = dataset or self.dataset
+        return self.run(
+            f"nnUNetv2_train {dataset} 3d_fullres {fold} -tr {self.trainer} -p {plans} -device cpu {options}"
+        )
 
     def predict(
-        self, images: Path, output: Path, options: str = "-f 0", dataset=55, plans: str = "nnUNetOARPlans"
+        self, images: Path, output: Path, options: str = "-f 0", dataset=None, plans: str = "nnUNetOARPlans"
     ) -> str:
         return self.run(
-            f"nnUNetv2_predict -d {dataset} -i {images} -o {output} -tr {TRAINER} -p {plans} -c 3d_fullres -device cpu "
+            f"nnUNetv2_predict -d {dataset or self.dataset} -i {images} -o {output} -tr {self.trainer} -p {plans} "
+            f"-c 3d_fullres -device cpu "
             f"-npp 1 -nps 1 {options}"
         )
 
     @property
     def raw(self) -> Path:
-        return self.folder / "nnUNet_raw" / DATASET
+        return self.folder / "nnUNet_raw" / self.dataset
 
     @property
     def preprocessed(self) -> Path:
-        return self.folder / "nnUNet_preprocessed" / DATASET
+        return self.folder / "nnUNet_preprocessed" / self.dataset
 
     @property
     def model(self) -> Path:
-        return self.folder / "nnUNet_results" / DATASET / f"{TRAINER}__nnUNetOARPlans__3d_fullres"
+        return self.folder / "nnUNet_results" / self.dataset / f"{self.trainer}__nnUNetOARPlans__3d_fullres"
+
+
+def make_workspace(folder: Path, region: str, cases: int, test_cases: int, **names) -> Workspace:
+    """Folders with a raw phantom data set."""
+    workspace = Workspace(folder, **names)
+    for name in FOLDERS:
+        (workspace.folder / name).mkdir()
+    write_dataset(workspace.raw, region, cases, test_cases, spacing_mm=SPACING_MM, disable_progress_bar=True)
+    return workspace
 
 
 @pytest.fixture(scope="session")
 def raw_workspace(tmp_path_factory) -> Workspace:
-    """Folders with a raw phantom data set."""
-    workspace = Workspace(tmp_path_factory.mktemp("nnunet"))
-    for name in FOLDERS:
-        (workspace.folder / name).mkdir()
-    write_dataset(workspace.raw, "thorax", TRAINING_CASES, TEST_CASES, spacing_mm=SPACING_MM, disable_progress_bar=True)
+    workspace = make_workspace(tmp_path_factory.mktemp("nnunet"), "thorax", TRAINING_CASES, TEST_CASES)
     # dataset.json may name the cases, as it did for nnU-Net v1
     description = json.loads((workspace.raw / "dataset.json").read_text())
     description["training"] = sorted(path.name for path in (workspace.raw / "labelsTr").iterdir())
@@ -117,3 +128,22 @@ def predicted(trained) -> Path:
     log = trained.predict(trained.raw / "imagesTs", folder)
     (trained.folder / "predict.log").write_text(log)
     return folder
+
+
+@pytest.fixture(scope="session")
+def attention(tmp_path_factory) -> Workspace:
+    """Fold 0 of OARAttentionTrainer after one epoch on three sources that annotate different organs."""
+    workspace = make_workspace(
+        tmp_path_factory.mktemp("attention"), "three-sources", 6, 3,
+        dataset="Dataset056_PhantomThreeSources", trainer="OARAttentionTrainer",
+    )  # fmt: skip
+    workspace.run(
+        "nnunet_oar prepare -d 56 -tr OARAttentionTrainer -gpu_memory_target 0.3 --epochs 1 --iterations 60 "
+        "--disable_progress_bar -np 2"
+    )
+    names = sorted(path.name.split(".")[0] for path in (workspace.raw / "labelsTr").iterdir())
+    # a case of each source on either side
+    split = [{"train": names[0::2], "val": names[1::2]}]
+    (workspace.preprocessed / "splits_final.json").write_text(json.dumps(split))
+    workspace.train()
+    return workspace

@@ -182,3 +182,25 @@ def test_the_fitted_recipe_mirrors_pairs_only():
     assert fit_cascade(facts(), "fitted", Budget()).flip_axes == ()
     paired = fit_cascade(facts(labels=PAIRED), "fitted", Budget())
     assert paired.flip_axes == (2,) and paired.swap_on_flip == ((1, 2),) and paired.left_right_axis == 2
+
+
+def test_the_box_of_a_case_that_leaves_organs_out_is_not_measured():
+    """At prediction the box is that of all organs: only complete cases tell its size, and else it may be the whole image."""
+    small, large = {1: Box((40, 80, 80), (50, 100, 100))}, {1: Box((10, 30, 30), (90, 170, 170))}
+    shape = (100, 200, 200)
+
+    def fine_shape(*cases):
+        return fit_cascade(facts(cases=list(cases)), "fitted", Budget(memory_gb=1)).fine_shape
+
+    complete = CaseFacts(shape, large)
+    assert fine_shape(complete, *[CaseFacts(shape, small, complete=False)] * 9) == fine_shape(complete)
+    whole = CaseFacts(shape, {1: Box.full(shape)})
+    assert fine_shape(*[CaseFacts(shape, small, complete=False)] * 3) == fine_shape(whole)
+
+
+def test_crops_reach_further_only_where_cases_are_incomplete():
+    organs = {1: Box((40, 80, 80), (50, 100, 100))}
+    for complete, reach in ((True, 0.0), (False, 0.5)):
+        cases = [CaseFacts((100, 200, 200), organs), CaseFacts((100, 200, 200), organs, complete)]
+        assert fit_cascade(facts(cases=cases), "fitted", Budget()).reach_unannotated == reach
+        assert fit_cascade(facts(cases=cases), "paper", Budget()).reach_unannotated == 0
