@@ -1,0 +1,158 @@
+"""OARAttentionTrainer in this process: phases, resuming between them, body regions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunet_oar.trainers.attention import OARAttentionTrainer
+
+from nnunet_oar.body_regions import NO_REGION
+from nnunet_oar.plan import SECTION, Phase
+
+PHASES = [
+    {"start": 0, "learning_rate": 1e-3, "dice": 0.0, "focal": 0.0, "region": 1.0},
+    {"start": 1, "learning_rate": 2e-3},
+    {"start": 2, "learning_rate": 1e-3, "focal": 0.0},
+    {"start": 3, "learning_rate": 1e-4, "focal": 0.0, "region": 0.0, "elastic": True},
+]
+
+
+@pytest.fixture
+def inside(attention, monkeypatch, tmp_path):
+    """nnU-Net's variables for this process, with results of its own."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_extTrainer"):
+        monkeypatch.setenv(name, attention.environment[name])
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return attention
+
+
+def make_trainer(workspace, **section) -> OARAttentionTrainer:
+    plans = json.loads((workspace.preprocessed / "nnUNetOARPlans.json").read_text()) | {"continue_training": False}
+    plans["configurations"]["3d_fullres"][SECTION] |= {
+        "batch_size": 2,
+        "iterations_per_epoch": 2,
+        "phases": PHASES,
+    } | section
+    dataset_json = json.loads((workspace.preprocessed / "dataset.json").read_text())
+    return OARAttentionTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+
+
+def train(trainer, epochs: range):
+    """What nnU-Net's run_training does for the weights."""
+    if not trainer.was_initialized:
+        trainer.initialize()
+    trainer.current_epoch = epochs.start
+    batches, _ = trainer.get_dataloaders()
+    for epoch in epochs:
+        trainer.current_epoch = epoch
+        trainer.network.train()
+        trainer.on_train_epoch_start()
+        for _ in range(trainer.num_iterations_per_epoch):
+            trainer.train_step(next(batches))
+    trainer.current_epoch = epochs.stop
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+def test_a_training_that_is_resumed_between_phases_equals_one_that_was_not(inside, tmp_path):
+    whole = train(make_trainer(inside), range(4))
+    first = make_trainer(inside)
+    train(first, range(2))
+    first.logger.log("ema_fg_dice", 0.5, 0)
+    first.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    second = make_trainer(inside)
+    second.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    resumed = train(second, range(2, 4))
+    assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
+
+
+def test_the_first_phase_trains_the_region_branch_and_not_the_decoder(inside):
+    trainer = make_trainer(inside)
+    trainer.initialize()
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    after = train(trainer, range(1))
+    changed = {
+        name.split(".")[1]
+        for name in before
+        if not torch.equal(before[name], after[name]) and ".encoder.encoder" not in name
+    }
+    assert "encoder" in changed and "branch" in changed
+    decoder = [
+        name
+        for name in before
+        if name.startswith("network.decoder.") and not name.startswith("network.decoder.encoder.")
+    ]
+    assert decoder and all(torch.equal(before[name], after[name]) for name in decoder)
+    attention = "network.branch.seg_layers.attention.weight"
+    assert torch.equal(before[attention], after[attention])
+
+
+def test_the_rate_is_the_phases(inside):
+    trainer = make_trainer(inside)
+    trainer.initialize()
+    rates = []
+    for epoch in range(4):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == [1e-3, 2e-3, 1e-3, 1e-4]
+
+
+def test_an_epoch_without_a_number_sees_every_slice_once(inside):
+    trainer = make_trainer(inside, iterations_per_epoch=None, val_iterations=None, batch_size=16)
+    trainer.initialize()
+    trainer.get_dataloaders()
+    training, _ = trainer.do_split()
+    slices = sum(trainer.cache.read(name).slices for name in training)
+    assert trainer.num_iterations_per_epoch == -(-slices // 16)
+
+
+def test_slices_carry_the_region_that_dataset_json_gives(inside):
+    trainer = make_trainer(inside)
+    trainer.initialize()
+    trainer.get_dataloaders()
+    raw = json.loads((inside.raw / "dataset.json").read_text())["body_regions"]
+    for name, ranges in raw["cases"].items():
+        expected = np.concatenate([[raw["names"].index(region)] * (end - first) for first, end, region in ranges])
+        found = trainer.regions[name]
+        # resampling may change the number of slices, not their order
+        assert list(dict.fromkeys(found.tolist())) == list(dict.fromkeys(expected.tolist()))
+        assert len(found) == trainer.cache.read(name).slices and (found != NO_REGION).all()
+
+
+def test_without_regions_gamma_is_nothing_and_the_log_says_so(inside):
+    trainer = make_trainer(inside, regions=[], phases=[PHASES[1] | {"start": 0, "region": 0.0}])
+    train(trainer, range(1))
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+    assert "No body regions" in log and "gamma = 0" in log
+    assert all((regions == NO_REGION).all() for regions in trainer.regions.values())
+    _, val = trainer.get_dataloaders()
+    with torch.no_grad():
+        output = trainer.validation_step(next(val))
+    assert output["regions"] == 0 and np.isfinite(output["loss"])
+
+
+def test_recalibration_can_be_switched_off(inside):
+    gradients = []
+    for recalibration in (True, False):
+        trainer = make_trainer(inside, recalibration=recalibration, phases=[{"start": 0, "learning_rate": 1e-3}])
+        trainer.initialize()
+        train_batches, _ = trainer.get_dataloaders()
+        batch = next(train_batches)
+        assert not batch["annotated"].all()
+        loss, logits, _ = trainer._loss_of(batch)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        gradients.append(gradient)
+    sample, organ = (int(index) for index in (~batch["annotated"]).nonzero()[0])
+    # background and an unannotated organ are pushed alike, in proportion to their probabilities
+    probability = logits.softmax(1)[sample]
+    ratio = gradients[0][sample, organ + 1] * probability[0] - gradients[0][sample, 0] * probability[organ + 1]
+    assert ratio.abs().max() < 1e-6 * max(1.0, float(gradients[0].abs().max()) * 10)
+    assert not torch.allclose(gradients[0][sample, organ + 1], gradients[1][sample, organ + 1])
+
+
+def test_phases_are_read_from_the_plans(inside):
+    trainer = make_trainer(inside)
+    trainer.initialize()
+    assert trainer.plan.phase(3) == Phase(3, 1e-4, 1.0, 0.0, 0.0, elastic=True)
