@@ -185,12 +185,21 @@ class Canvas:
             np.copyto(self.labels[box], np.uint8(label), where=mask)
 
     def tube(
-        self, points_xyz_mm, radii_mm, hu, label: int | None = 0, *, stretch_xyz=(1.0, 1.0, 1.0), below_hu=None
+        self,
+        points_xyz_mm,
+        radii_mm,
+        hu,
+        label: int | None = 0,
+        *,
+        stretch_xyz=(1.0, 1.0, 1.0),
+        below_hu=None,
+        within: int | None = None,
     ) -> None:
         """Paint a tube with rounded ends about a polyline `(N, 3)` whose radius varies from point to point.
 
-        stretch_xyz: the cross-section is so many times the radius along each axis (an oval oesophagus, a flat rib).
-        below_hu: paint only where the HU is lower so far (vessels only inside lung).
+        hu: a number, or a function of the anatomical (x, y, z) of the voxels (gas above fluid). stretch_xyz: the
+        cross-section is so many times the radius along each axis (an oval oesophagus, a flat rib). below_hu: paint
+        only where the HU is lower so far (vessels only inside lung). within: paint only where that label is.
         """
         points = np.asarray(points_xyz_mm, float)
         radii = np.broadcast_to(np.asarray(radii_mm, float), len(points))
@@ -211,14 +220,21 @@ class Canvas:
             mask = squared < (radii[i] + along * (radii[i + 1] - radii[i])) ** 2
             if below_hu is not None:
                 mask &= self.hu[box] < below_hu
-            self.paint(box, mask, hu, label)
+            if within is not None:
+                mask &= self.labels[box] == within
+            self.paint(box, mask, hu(x, y, z) if callable(hu) else hu, label)
 
-    def ellipsoid(self, centre_xyz_mm, semi_axes_mm, hu, label: int | None = 0, *, axes=None, below_hu=None) -> None:
-        """Paint an ellipsoid. axes: `(3, 3)`, rows are the unit vectors of the semi-axes, default x, y, z."""
+    def ellipsoid(
+        self, centre_xyz_mm, semi_axes_mm, hu, label: int | None = 0, *, axes=None, within: int | None = None
+    ) -> None:
+        """Paint an ellipsoid. axes: `(3, 3)`, rows are the unit vectors of the semi-axes, default x, y, z.
+
+        within: paint only where that label is.
+        """
         box, distance = self.ellipsoid_distance(centre_xyz_mm, semi_axes_mm, axes=axes)
         mask = distance < 1
-        if below_hu is not None:
-            mask &= self.hu[box] < below_hu
+        if within is not None:
+            mask &= self.labels[box] == within
         self.paint(box, mask, hu, label)
 
     def ellipsoid_distance(self, centre_xyz_mm, semi_axes_mm, *, axes=None, box: Box | None = None):
@@ -233,6 +249,22 @@ class Canvas:
             return box, sum((c * np.float32(1 / s)) ** 2 for c, s in zip((x, y, z), semi, strict=True))
         rows = (axes / semi[:, None]).astype(np.float32)
         return box, sum((a * x + b * y + c * z) ** 2 for a, b, c in rows)
+
+    def superquadric_depth_mm(self, box: Box, centre_xyz_mm, semi_axes_mm, exponent: float) -> np.ndarray:
+        """How deep the voxels of the box lie in a rounded box, along the line to its centre; negative outside.
+
+        exponent: 2 is an ellipsoid, more has flatter sides.
+        """
+        coordinates = self.coordinates(box)
+        depth = np.empty(coordinates[0].shape, np.float32)
+        for i in range(len(depth)):
+            offsets = [c[i] - np.float32(o) for c, o in zip(coordinates, centre_xyz_mm, strict=True)]
+            share = sum(
+                np.abs(o / np.float32(s)) ** np.float32(exponent) for o, s in zip(offsets, semi_axes_mm, strict=True)
+            )
+            share = np.maximum(share ** np.float32(1 / exponent), np.float32(1e-3))
+            depth[i] = np.sqrt(sum(o * o for o in offsets)) * (1 / share - 1)
+        return depth
 
     def drop_specks(self, fraction: float = 0.05) -> None:
         """Unlabel 26-connected pieces below that fraction of the largest piece: what covers an organ may cut some off.
