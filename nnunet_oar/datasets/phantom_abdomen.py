@@ -141,7 +141,7 @@ def draw_spleen(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> N
 
 def draw_liver(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """Right lobe under the whole right dome, left lobe across the midline; veins, gall bladder, now and then lesions."""
-    tissue = SmoothField(rng, pitch_mm=20, sd=1.0)
+    tissue, shape = SmoothField(rng, pitch_mm=20, sd=1.0), SmoothField(rng, pitch_mm=38, sd=6.0)
     plain = rng.uniform(18, 44) if rng.random() < 0.2 else rng.uniform(48, 66)  # steatosis in one of five
     hu = plain + 0.35 * patient.enhancement_hu
     low, reach, slope = rng.uniform(-196, -178), rng.uniform(8, 32), rng.uniform(0.45, 0.7)
@@ -151,9 +151,15 @@ def draw_liver(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
     x, y, z = canvas.coordinates(box)
     if x.size == 0:
         return
-    left_edge = reach - 0.5 * (y + 20) + 0.25 * (z + 130)
-    lower_edge = low + slope * x + 0.12 * y + 0.0016 * (x + 60) ** 2
-    behind = (y < 22) | (x < -28 - 0.5 * np.clip(z + 190, -40, 0))
+    uneven_mm = canvas.field(shape, box)
+    left_edge = reach - 0.5 * (y + 20) + 0.25 * (z + 130) + uneven_mm
+    lower_edge = low + slope * x + 0.12 * y + 0.0016 * (x + 60) ** 2 + uneven_mm
+    # below the porta it draws back to the right, and from the front of the spine
+    medial_edge = -28 + 0.9 * (z + 190) + 0.012 * (y - 10) ** 2 + uneven_mm
+    behind = (y < 22) | (x < -28 + 0.3 * uneven_mm)
+    behind &= (z > -190) | (x < medial_edge)
+    bed = ((x + 50) / 46) ** 2 + ((y - 64) / 46) ** 2 + ((z + 245) / 76) ** 2
+    behind &= bed > 1  # where the right kidney lies, nothing between it and spine or wall
     organ = room(canvas, patient, box, 5) & (x < left_edge) & (z > lower_edge) & behind
     # the fissure of the round ligament
     organ &= (np.abs(x - 4 - 0.1 * (z + 150)) > 2.5) | (y > -25) | (z > -140)

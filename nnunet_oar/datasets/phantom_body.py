@@ -6,7 +6,6 @@ phantom_abdomen.py and phantom_kidneys.py give the rest. The order of drawing is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,10 @@ from nnunet_oar.datasets.phantom_kidneys import draw_kidneys
 from nnunet_oar.datasets.phantom_shapes import Canvas, Deformation, Grid, SmoothField, curve
 
 MAX_SLICES = 130
+MARGIN_MM = 60.0  # by how much, and more, no deformation moves anything up or down
+# How thick the fat is, in times of that about the chest: more on the belly, less on the neck.
+FAT_Z_MM = (-430, -330, -270, -170, 60, 130)
+FAT_SHARE = (1.1, 1.15, 1.2, 1.0, 1.0, 0.4)
 BODY_REGIONS = ("head", "upper chest", "chest", "upper abdomen", "abdomen")
 SHOULDERS_MM = 95.0  # above the collar bones
 CARINA_MM = 0.0
@@ -54,7 +57,7 @@ HEAD_AND_NECK = FieldOfView(
     contrast_hu=(25, 130),
 )
 THORAX = FieldOfView(
-    top_mm=(100, 150),
+    top_mm=(85, 130),
     bottom_mm=(-275, -205),
     width_mm=(335, 405),
     depth_mm=(272, 325),
@@ -106,25 +109,30 @@ def sample_grid(rng: np.random.Generator, view: FieldOfView) -> Grid:
 
 def sample_deformation(rng: np.random.Generator) -> Deformation:
     # The head is 30 cm from the origin: tilted by more, it would leave its field of view.
-    return Deformation(rng, scale=rng.uniform(0.94, 1.05), coarse_mm=4.0, fine_mm=0.8, tilt_degrees=2.5)
+    return Deformation(rng, scale=rng.uniform(0.94, 1.05), coarse_mm=3.5, fine_mm=0.8, tilt_degrees=2.5)
 
 
-def draw(canvas: Canvas, rng: np.random.Generator, view: FieldOfView, *, kidney_tumours: bool = False):
+def draw(
+    canvas: Canvas, rng: np.random.Generator, view: FieldOfView, *, kidney_tumours: bool = False
+) -> tuple[float, float, float, float]:
     """Draw what the canvas shows of a patient.
 
-    Returns the heights in mm, in the frame, where one of BODY_REGIONS ends and the next begins, from above.
+    kidney_tumours: give the patient one or two; some such patients have one kidney only. Returns the heights in mm, in
+    the frame, where one of BODY_REGIONS ends and the next begins, from above.
     """
     # A stream for each part: what lies outside the field of view draws no numbers, and must not change the rest.
-    seeds = np.random.SeedSequence(int(rng.integers(2**63))).spawn(len(PARTS) + 3)
-    first, second, third, *others = (np.random.default_rng(seed) for seed in seeds)
-    patient = thorax.sample_patient(first, plain_share=view.plain_share, contrast_hu=view.contrast_hu)
+    seeds = np.random.SeedSequence(int(rng.integers(2**63))).spawn(3 + len(PARTS))
+    of_patient, of_body, of_kidneys, *of_parts = (np.random.default_rng(seed) for seed in seeds)
+    patient = thorax.sample_patient(of_patient, plain_share=view.plain_share, contrast_hu=view.contrast_hu)
     heights = canvas.slice_z_mm((slice(None),) * 3)
-    fat_share = wall.profile(heights, (-430, -330, -270, -170, 60, 130), (1.1, 1.15, 1.2, 1.0, 1.0, 0.4))
-    wall.draw_body(canvas, patient, second, arms_down=view.arms_down, fat_share=fat_share)
-    for part, stream in zip(PARTS, others, strict=True):
-        part(canvas, patient, stream)
-    draw_kidneys(canvas, patient, third, tumours=kidney_tumours, single_share=0.15 if kidney_tumours else 0.0)
-    thorax.draw_table(canvas, patient, second)
+    fat_share = wall.profile(heights, FAT_Z_MM, FAT_SHARE)
+    wall.draw_body(canvas, patient, of_body, arms_down=view.arms_down, fat_share=fat_share)
+    bottom, top = canvas.grid.lower_mm[0], canvas.grid.lower_mm[0] + canvas.grid.extent_mm[0]
+    for (part, lowest, highest), stream in zip(PARTS, of_parts, strict=True):
+        if bottom - MARGIN_MM < highest and lowest < top + MARGIN_MM:
+            part(canvas, patient, stream)
+    draw_kidneys(canvas, patient, of_kidneys, tumours=kidney_tumours, single_share=0.15 if kidney_tumours else 0.0)
+    thorax.draw_table(canvas, patient, of_body)
     return SHOULDERS_MM, CARINA_MM, max(patient.dome_mm), KIDNEYS_END_MM
 
 
@@ -160,20 +168,20 @@ def draw_spine(canvas: Canvas, patient: thorax.Patient, rng: np.random.Generator
     wall.draw_spine(canvas, patient, rng, cord_end_mm=rng.uniform(-258, -226))
 
 
-PARTS: tuple[Callable[[Canvas, thorax.Patient, np.random.Generator], None], ...] = (
-    draw_head,
-    draw_neck,
-    thorax.draw_lungs,
-    thorax.draw_lung_vessels,
-    draw_abdomen,
-    draw_pelvis,
-    draw_spine,
-    wall.draw_ribs,
-    thorax.draw_veins_and_nodes,
-    thorax.draw_heart,
-    thorax.draw_oesophagus,
-    thorax.draw_aorta,
-    draw_airways,
+PARTS = (  # and from which to which height they reach, in mm, to leave out what is far from the field of view
+    (draw_head, 128, 350),
+    (draw_neck, 60, 210),
+    (thorax.draw_lungs, -262, 90),
+    (thorax.draw_lung_vessels, -180, 100),
+    (draw_abdomen, -460, -70),
+    (draw_pelvis, -470, -210),
+    (draw_spine, -365, 200),
+    (wall.draw_ribs, -290, 90),
+    (thorax.draw_veins_and_nodes, -275, 190),
+    (thorax.draw_heart, -170, 5),
+    (thorax.draw_oesophagus, -160, 120),
+    (thorax.draw_aorta, -275, 190),
+    (draw_airways, -110, 165),
 )
 
 

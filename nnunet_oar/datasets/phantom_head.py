@@ -36,6 +36,7 @@ class Tissues:
     fluid: float
     parotid: float
     parotid_fat: float  # how much lobules and fat differ
+    parotid_size: float
     gland: float  # submandibular
     scalp_mm: float
     cheek_mm: float
@@ -52,6 +53,7 @@ def sample_tissues(patient: Patient, rng: np.random.Generator) -> Tissues:
         fluid=rng.uniform(4, 12),
         parotid=parotid + 0.25 * patient.enhancement_hu,
         parotid_fat=rng.uniform(6, 16),
+        parotid_size=rng.uniform(0.98, 1.18),
         gland=max(parotid, 10) + rng.uniform(5, 25) + 0.35 * patient.enhancement_hu,
         scalp_mm=rng.uniform(5.5, 7.5) + 2 * fatness,
         cheek_mm=rng.uniform(4, 6) + 5 * fatness,
@@ -89,7 +91,7 @@ def draw_soft_tissue(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np
     hu = canvas.hu[box]
     canvas.paint(box, (depth > 0) & ((hu == AIR_HU) | (hu == np.float32(mask_hu or AIR_HU))), skin)
     canvas.ellipsoid((0, -92, 212), (12, 17, 17), skin)
-    canvas.ellipsoid((0, -91, 212), (9.5, 14, 14), -40)
+    canvas.ellipsoid((0, -91, 212), (9.5, 14, 14), 5)
     canvas.paint(box, (depth > SKIN_MM) & (hu == skin), fat)
     below_fat = np.where(z > 232, 4.5, tissues.cheek_mm)
     canvas.paint(box, (depth > below_fat) & ((hu == skin) | (hu == fat)), muscle)
@@ -116,7 +118,7 @@ def _floor_mm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def draw_skull_and_brain(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.random.Generator) -> None:
     """Calvaria of three layers, fluid, brain of grey and white matter with sulci, falx, ventricles."""
     folds, matter = SmoothField(rng, pitch_mm=8, sd=1.0), SmoothField(rng, pitch_mm=14, sd=1.0)
-    sizes = rng.uniform(0.6, 1.3, 3)
+    sizes, wide = rng.uniform(0.6, 1.3, 3), rng.uniform(0.1, 0.26)
     box = canvas.box((-80, -90, 188), (80, 112, 340))
     x, y, z = canvas.coordinates(box)
     if x.size == 0:
@@ -132,8 +134,8 @@ def draw_skull_and_brain(canvas: Canvas, patient: Patient, tissues: Tissues, rng
     brain = inside & (depth > 8.5) & (above_mm > 1.5)
     grey = np.where(depth < 13, np.float32(1), np.tanh(2 * canvas.field(matter, box)))
     canvas.paint(box, brain, (tissues.brain + 3 * grey).astype(np.float32))
-    sulci = (np.abs(canvas.field(folds, box)) < 0.09) & (depth < 26) & (above_mm > 6)
-    canvas.paint(box, brain & sulci, tissues.fluid + 9)
+    sulci = (np.abs(canvas.field(folds, box)) < wide) & (depth < 12 + 60 * wide) & (above_mm > 6)
+    canvas.paint(box, brain & sulci, tissues.fluid + 6)
     canvas.paint(box, inside & (np.abs(x) < 1.2) & (z > 262) & ((y < -30) | (y > 60) | (z > 290)), tissues.brain + 14)
     # the venous sinus along the falx and the tent above the cerebellum
     canvas.paint(box, inside & (np.abs(x) < 4) & (depth < 11) & (z > 245), patient.right_blood_hu + 10)
@@ -182,7 +184,7 @@ def draw_skull_base(canvas: Canvas, tissues: Tissues, rng: np.random.Generator) 
         canvas.ellipsoid((sign * 38, 20, 217), (26, 8, 9), 1.2 * tissues.bone, axes=axes)
         canvas.ellipsoid((sign * 55, 36, 207), (12, 14, 19), 0.6 * tissues.bone)
         box, distance = canvas.ellipsoid_distance((sign * 54, 36, 206), (9.5, 11, 15))
-        canvas.paint(box, (distance < 1) & (canvas.field(cells, box) > -0.2), -700)
+        canvas.paint(box, (distance < 1) & (np.abs(canvas.field(cells, box)) > 0.4), -750)
         canvas.tube([(sign * 76, 24, 217), (sign * 44, 21, 218)], 3.2, AIR_HU + 30)
         arch = [(sign * 60, 14, 218), (sign * 65, -18, 217), (sign * 58, -44, 213), (sign * 44, -60, 216)]
         canvas.tube(*curve(arch, (4, 3, 4, 5)), 0.7 * tissues.bone)
@@ -200,8 +202,8 @@ def draw_midface(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.ran
         size = rng.uniform(0.8, 1.05)
         canvas.ellipsoid((sign * 27, -54, 205), np.array((15, 18, 16)) * size + 2, bone)
         canvas.ellipsoid((sign * 27, -54, 205), np.array((15, 18, 16)) * size, 20 if full else air)
-    canvas.ellipsoid((0, -56, 213), (14, 27, 24), bone)
-    box, distance = canvas.ellipsoid_distance((0, -55, 212), (12.5, 27, 22))
+    canvas.ellipsoid((0, -55, 219), (14, 28, 30), bone)
+    box, distance = canvas.ellipsoid_distance((0, -55, 218), (12.5, 28, 28))
     x, _, z = canvas.coordinates(box)
     texture = canvas.field(cells, box)
     walls = np.where(z > 218, 350, 45)  # ethmoid cells above, conchae below
@@ -210,7 +212,9 @@ def draw_midface(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.ran
     canvas.ellipsoid((0, -22, 230), (15, 12, 10), bone)
     canvas.ellipsoid((0, -22, 230), (13, 10.5, 8.5), air)
     if rng.random() < 0.8:
-        canvas.ellipsoid((rng.normal(0, 5), -79, 254), (15, 5, 10), air)
+        frontal = np.array((rng.normal(0, 3), -72.0, 253))
+        canvas.ellipsoid(frontal, (16, 6, 11), tissues.bone)
+        canvas.ellipsoid(frontal, (13, 3.8, 8.5), air)
     throat = [(0, -8, 148), (0, -8, 175), (0, -13, 196), (0, -22, 208)]
     canvas.tube(*curve(throat, (8, 9, 10, 11)), patient.muscle_hu - 5, stretch_xyz=(1.6, 1, 1))
     canvas.tube(*curve(throat, np.array((4, 4.5, 5.5, 7)) * rng.uniform(0.7, 1.1)), air, stretch_xyz=(1.8, 0.9, 1))
@@ -262,7 +266,7 @@ def draw_mouth(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.rando
 def draw_parotid(canvas: Canvas, patient: Patient, tissues: Tissues, sign: int, rng: np.random.Generator) -> None:
     """Two lobes, before and behind the ramus of the mandible, of gland and fat; the vein that runs through it."""
     label, lobules = Organ.of_side("PAROTID", sign), SmoothField(rng, pitch_mm=7, sd=1.0)
-    size, shift = rng.uniform(0.9, 1.15), rng.normal(0, 1.2, 3)
+    size, shift = tissues.parotid_size * rng.uniform(0.96, 1.04), rng.normal(0, 1.2, 3)
     outer = (np.array((sign * 57.5, 8, 190)) + shift, np.array((6.5, 20, 25)) * size)
     deep = (np.array((sign * 51, 21, 189)) + shift, np.array((10.5, 10.5, 21)) * size)
     lower, upper = np.array((sign * 54 - 22, -20, 158)), np.array((sign * 54 + 22, 42, 224))
@@ -288,10 +292,10 @@ def draw_mandible(canvas: Canvas, tissues: Tissues, rng: np.random.Generator) ->
         (37, -22, 161),
         (44, 2, 166),
     ]
-    shapes = [(curve(body, 5.0), (1, 1, height))]
+    shapes = [(curve(body, 5.3), (1, 1, height))]
     for sign in (-1, 1):
         ramus = [(sign * 45, 3, 164), (sign * 47, 1, 180), (sign * 48, 2, 198)]
-        shapes.append((curve(ramus, (5, 4.5, 3.6)), (1, 2.9, 1)))
+        shapes.append((curve(ramus, (5.2, 4.7, 4.0)), (1, 2.9, 1)))
         shapes.append((curve([(sign * 48, 7, 196), (sign * 51, 11, 212)], (4, 5.2)), (1.3, 1, 1)))
         shapes.append((curve([(sign * 47, -7, 196), (sign * 46, -9, 209)], (3.5, 2.2)), (1, 1.8, 1)))
     for (points, radii), stretch in shapes:
