@@ -140,7 +140,7 @@ def write_dataset(
         if known.partially_annotated:
             description["annotations"] = {
                 source.name: {"cases": [f"{source.name}_*"], "labels": list(source.annotated)}
-                for source in known.examinations[:cases]
+                for source in known.examinations
             }
             in_training = dict(zip(names[:cases], body_regions[:cases], strict=True))
             description["body_regions"] = {"names": list(BODY_REGIONS), "cases": in_training}

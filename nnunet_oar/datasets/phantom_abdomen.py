@@ -144,7 +144,7 @@ def draw_liver(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
     tissue, shape = SmoothField(rng, pitch_mm=20, sd=1.0), SmoothField(rng, pitch_mm=38, sd=6.0)
     plain = rng.uniform(18, 44) if rng.random() < 0.2 else rng.uniform(48, 66)  # steatosis in one of five
     hu = plain + 0.35 * patient.enhancement_hu
-    low, reach, slope = rng.uniform(-196, -178), rng.uniform(8, 32), rng.uniform(0.45, 0.7)
+    low, reach, slope = rng.uniform(-212, -188), rng.uniform(14, 42), rng.uniform(0.45, 0.7)
     lesions = rng.integers(1, 6) if rng.random() < 0.3 else 0
     lesion_hu = rng.uniform(5, 15) if rng.random() < 0.5 else hu - rng.uniform(15, 40)
     box = canvas.box((-135, -95, -290), (75, 95, -70))
@@ -206,7 +206,7 @@ def draw_stomach(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> 
     wall_hu = rng.uniform(36, 48) + 0.25 * patient.enhancement_hu
     level, lumps = rng.uniform(-58, 4), rng.uniform(0, 25)
     content = rng.uniform(150, 320) if rng.random() < 0.15 else rng.uniform(0, 45)
-    food = SmoothField(rng, pitch_mm=10, sd=1.0)
+    food = SmoothField(rng, pitch_mm=10, sd=1.0, centre_xyz_mm=(30, -15, -180), half_width_mm=130)
     canvas.tube(points, radii + 1.5, patient.fat_hu + 15)
     canvas.tube(points, radii, wall_hu, Organ.STOMACH)
 

@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_oar.datasets import phantom_thorax as thorax
 from nnunet_oar.datasets import phantom_thorax_wall as wall
 from nnunet_oar.datasets.phantom_abdomen import draw_abdomen, draw_pelvis
-from nnunet_oar.datasets.phantom_head import dental_streaks, draw_head
+from nnunet_oar.datasets.phantom_head import dental_streaks, draw_head, draw_layers
 from nnunet_oar.datasets.phantom_kidneys import draw_kidneys
 from nnunet_oar.datasets.phantom_shapes import Canvas, Deformation, Grid, SmoothField, curve
 
@@ -109,7 +109,7 @@ def sample_grid(rng: np.random.Generator, view: FieldOfView) -> Grid:
 
 def sample_deformation(rng: np.random.Generator) -> Deformation:
     # The head is 30 cm from the origin: tilted by more, it would leave its field of view.
-    return Deformation(rng, scale=rng.uniform(0.94, 1.05), coarse_mm=3.5, fine_mm=0.8, tilt_degrees=2.5)
+    return Deformation(rng, scale=rng.uniform(0.94, 1.05), coarse_mm=3.0, fine_mm=0.6, tilt_degrees=2.5)
 
 
 def draw(
@@ -137,8 +137,11 @@ def draw(
 
 
 def draw_neck(canvas: Canvas, patient: thorax.Patient, rng: np.random.Generator) -> None:
-    """Fat about the great vessels and in front of the trapezius, lymph nodes, vertebral and carotid arteries above."""
-    strands = SmoothField(rng, pitch_mm=8, sd=1.0)
+    """Nape, fat about the great vessels and before the trapezius, lymph nodes, vessels between neck and skull."""
+    nape = canvas.box((-52, -26, 60), (52, 86, 192))
+    depth = canvas.superquadric_depth_mm(nape, (0, 30, 125), (50, 54, 64), 2.5)
+    draw_layers(canvas, nape, depth, patient, 5.0)
+    strands = SmoothField(rng, pitch_mm=8, sd=1.0, centre_xyz_mm=(0, 0, 130), half_width_mm=120)
     box = canvas.box((-70, -70, 60), (70, 75, 205))
     texture = canvas.field(strands, box)
     places = canvas.labels[box] == 0

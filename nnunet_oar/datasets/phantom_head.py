@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_oar.datasets.phantom_organs import Organ
-from nnunet_oar.datasets.phantom_shapes import AIR_HU, Canvas, SmoothField, curve
+from nnunet_oar.datasets.phantom_shapes import AIR_HU, Box, Canvas, SmoothField, curve
 from nnunet_oar.datasets.phantom_thorax import Patient
 from nnunet_oar.datasets.phantom_thorax_wall import SKIN_MM
 
@@ -76,27 +76,31 @@ def draw_head(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> Non
     draw_mandible(canvas, tissues, rng)
 
 
+def draw_layers(canvas: Canvas, box: Box, depth_mm: np.ndarray, patient: Patient, fat_to_mm) -> None:
+    """Skin, fat and muscle of a shape, each where no deeper layer of another shape lies: the two grow together.
+
+    depth_mm: of the voxels of the box in the shape. fat_to_mm: the depth at which the muscle begins.
+    """
+    skin, fat = np.float32(patient.skin_hu), np.float32(patient.fat_hu)
+    hu = canvas.hu[box]
+    canvas.paint(box, (depth_mm > 0) & (hu == AIR_HU), skin)
+    canvas.paint(box, (depth_mm > SKIN_MM) & (hu == skin), fat)
+    canvas.paint(box, (depth_mm > fat_to_mm) & ((hu == skin) | (hu == fat)), patient.muscle_hu)
+
+
 def draw_soft_tissue(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.random.Generator) -> None:
-    """Skin, fat and muscle of the head, where no deeper layer of the neck lies; nose, ears and mask."""
-    mask_hu = rng.uniform(-300, -80) if rng.random() < 0.75 else None
+    """Head and face, nose, ears, pads of fat, and in most a thermoplastic mask."""
     box = canvas.box((-100, -122, 130), (100, 124, 345))
     depth = np.maximum(*(canvas.superquadric_depth_mm(box, *shape) for shape in (CRANIUM, FACE)))
-    if depth.size == 0:
-        return
     _, y, z = canvas.coordinates(box)
-    if mask_hu is not None:  # thermoplastic: a shell that lies on the face, drawn first for the skin to cover
-        canvas.paint(box, (depth > -4.5) & (canvas.hu[box] == AIR_HU) & (y < 25) & (z > 155), mask_hu)
-        canvas.paint(box, (depth > -2) & (canvas.hu[box] == mask_hu), AIR_HU)
-    skin, fat, muscle = (np.float32(hu) for hu in (patient.skin_hu, patient.fat_hu, patient.muscle_hu))
-    hu = canvas.hu[box]
-    canvas.paint(box, (depth > 0) & ((hu == AIR_HU) | (hu == np.float32(mask_hu or AIR_HU))), skin)
-    canvas.ellipsoid((0, -92, 212), (12, 17, 17), skin)
+    canvas.ellipsoid((0, -92, 212), (12, 17, 17), patient.skin_hu)
     canvas.ellipsoid((0, -91, 212), (9.5, 14, 14), 5)
-    canvas.paint(box, (depth > SKIN_MM) & (hu == skin), fat)
-    below_fat = np.where(z > 232, 4.5, tissues.cheek_mm)
-    canvas.paint(box, (depth > below_fat) & ((hu == skin) | (hu == fat)), muscle)
+    draw_layers(canvas, box, depth, patient, np.where(z > 232, 4.5, tissues.cheek_mm))
+    if rng.random() < 0.75:
+        shell = (depth > -4.5) & (depth < -2) & (y < 25) & (z > 155) & (canvas.hu[box] == AIR_HU)
+        canvas.paint(box, shell, rng.uniform(-300, -80))
     for sign in (-1, 1):
-        canvas.ellipsoid((sign * 77, 30, 220), (6, 14, 28), skin - 20)
+        canvas.ellipsoid((sign * 77, 30, 220), (6, 14, 28), patient.skin_hu - 20)
         canvas.ellipsoid((sign * 82, 24, 220), (5, 8, 12), AIR_HU)
         for centre, semi in (  # cheek, infratemporal fossa, beside the pharynx, back of the neck
             ((46, -46, 186), (11, 16, 17)),
@@ -105,7 +109,7 @@ def draw_soft_tissue(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np
             ((38, 44, 165), (17, 7, 28)),
         ):
             place = np.array(centre) * (sign, 1, 1) + rng.normal(0, 1.5, 3)
-            canvas.ellipsoid(place, np.array(semi) * rng.uniform(0.8, 1.15), fat + 12)
+            canvas.ellipsoid(place, np.array(semi) * rng.uniform(0.8, 1.15), patient.fat_hu + 12)
 
 
 def _floor_mm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -117,7 +121,8 @@ def _floor_mm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def draw_skull_and_brain(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.random.Generator) -> None:
     """Calvaria of three layers, fluid, brain of grey and white matter with sulci, falx, ventricles."""
-    folds, matter = SmoothField(rng, pitch_mm=8, sd=1.0), SmoothField(rng, pitch_mm=14, sd=1.0)
+    head = {"centre_xyz_mm": (0, 12, 265), "half_width_mm": 145}
+    folds, matter = SmoothField(rng, pitch_mm=8, sd=1.0, **head), SmoothField(rng, pitch_mm=14, sd=1.0, **head)
     sizes, wide = rng.uniform(0.6, 1.3, 3), rng.uniform(0.1, 0.26)
     box = canvas.box((-80, -90, 188), (80, 112, 340))
     x, y, z = canvas.coordinates(box)
@@ -153,7 +158,7 @@ def draw_skull_and_brain(canvas: Canvas, patient: Patient, tissues: Tissues, rng
 
 def draw_brainstem(canvas: Canvas, tissues: Tissues, rng: np.random.Generator) -> None:
     """Medulla, pons and midbrain with their cisterns, cerebellar peduncles, fourth ventricle."""
-    spots = SmoothField(rng, pitch_mm=9, sd=1.5)
+    spots = SmoothField(rng, pitch_mm=9, sd=1.5, centre_xyz_mm=(0, 28, 228), half_width_mm=80)
     size = rng.uniform(0.93, 1.07)
     points = [(0, 40.5, 188), (0, 39.5, 200), (0, 34, 214), (0, 24, 226), (0, 21, 238), (0, 24, 249), (0, 22, 257)]
     radii = np.array((5.5, 6.5, 8, 12.5, 13.5, 11, 10.5)) * size
@@ -174,7 +179,7 @@ def draw_brainstem(canvas: Canvas, tissues: Tissues, rng: np.random.Generator) -
 
 def draw_skull_base(canvas: Canvas, tissues: Tissues, rng: np.random.Generator) -> None:
     """Petrous bones, mastoids with air cells, ear canals, jaw joints, cheek bones."""
-    cells = SmoothField(rng, pitch_mm=6, sd=1.0)
+    cells = SmoothField(rng, pitch_mm=6, sd=1.0, centre_xyz_mm=(0, 36, 206), half_width_mm=110)
     axis = np.array((0.80, 0.56, 0.2)) / np.linalg.norm((0.80, 0.56, 0.2))
     for sign in (-1, 1):
         along = axis * (sign, 1, 1)
@@ -196,7 +201,7 @@ def draw_skull_base(canvas: Canvas, tissues: Tissues, rng: np.random.Generator) 
 def draw_midface(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.random.Generator) -> None:
     """Upper jaw, nasal cavity, paranasal sinuses, some of them full of fluid, pharynx."""
     air, bone = AIR_HU + 20, 0.6 * tissues.bone
-    cells = SmoothField(rng, pitch_mm=8, sd=1.0)
+    cells = SmoothField(rng, pitch_mm=8, sd=1.0, centre_xyz_mm=(0, -55, 218), half_width_mm=75)
     for sign in (-1, 1):
         full = rng.random() < 0.15
         size = rng.uniform(0.8, 1.05)
@@ -223,7 +228,7 @@ def draw_midface(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.ran
 def draw_orbit(canvas: Canvas, patient: Patient, tissues: Tissues, sign: int, rng: np.random.Generator) -> None:
     """Cone of bone and fat; globe with sclera, vitreous body and lens; optic nerve and four muscles."""
     centre = np.array((sign * rng.uniform(30, 33.5), rng.uniform(-70, -66), rng.uniform(234, 238)))
-    radius = rng.uniform(11.6, 12.6)
+    radius = rng.uniform(11.7, 12.5)
     label = Organ.of_side("EYE", sign)
     apex = np.array((sign * 13.0, -22, 238))
     rim = centre + (0, 9, 0)
@@ -265,7 +270,10 @@ def draw_mouth(canvas: Canvas, patient: Patient, tissues: Tissues, rng: np.rando
 
 def draw_parotid(canvas: Canvas, patient: Patient, tissues: Tissues, sign: int, rng: np.random.Generator) -> None:
     """Two lobes, before and behind the ramus of the mandible, of gland and fat; the vein that runs through it."""
-    label, lobules = Organ.of_side("PAROTID", sign), SmoothField(rng, pitch_mm=7, sd=1.0)
+    label, lobules = (
+        Organ.of_side("PAROTID", sign),
+        SmoothField(rng, pitch_mm=7, sd=1.0, centre_xyz_mm=(sign * 54, 12, 190), half_width_mm=75),
+    )
     size, shift = tissues.parotid_size * rng.uniform(0.96, 1.04), rng.normal(0, 1.2, 3)
     outer = (np.array((sign * 57.5, 8, 190)) + shift, np.array((6.5, 20, 25)) * size)
     deep = (np.array((sign * 51, 21, 189)) + shift, np.array((10.5, 10.5, 21)) * size)

@@ -11,7 +11,7 @@ from nnunet_oar.datasets.phantom_organs import Organ
 from nnunet_oar.datasets.phantom_shapes import Canvas, SmoothField
 from nnunet_oar.datasets.phantom_thorax import Patient
 
-TUMOUR_ML = (1.2, 33.0)  # as drawn; smooth deformation changes it by up to a fifth
+TUMOUR_ML = (1.35, 30.0)  # as drawn; smooth deformation changes it by up to a quarter
 CORTEX_MM = 7.0
 
 
@@ -50,14 +50,17 @@ def sample_kidney(rng: np.random.Generator, sign: int, hu: float) -> Kidney:
     hilum /= np.linalg.norm(hilum)
     height = -226 if sign > 0 else -240
     centre = np.array((sign * 62, 43, height)) + rng.normal(0, (2, 2, 6), 3)
-    semi = np.array((54, 27, 24)) * rng.uniform(0.93, 1.09) * rng.uniform(0.96, 1.04, 3)
+    semi = np.array((56, 28.5, 25)) * rng.uniform(0.93, 1.09) * rng.uniform(0.96, 1.04, 3)
     return Kidney(sign, centre, np.stack([pole, hilum, np.cross(pole, hilum)]), semi, hu)
 
 
 def draw_kidney(canvas: Canvas, patient: Patient, rng: np.random.Generator, kidney: Kidney) -> None:
     """Fat about it, cortex, medulla, sinus with the renal pelvis, vessels, now and then cysts."""
     centre, axes, semi = kidney.centre_mm, kidney.axes, kidney.semi_axes_mm
-    label, tissue = Organ.of_side("KIDNEY", kidney.sign), SmoothField(rng, pitch_mm=9, sd=1.0)
+    label, tissue = (
+        Organ.of_side("KIDNEY", kidney.sign),
+        SmoothField(rng, pitch_mm=9, sd=1.0, centre_xyz_mm=centre, half_width_mm=110),
+    )
     fat_mm = 3 + 0.35 * (patient.fat_mm[0] - 7) + rng.uniform(0, 3)
     early = rng.uniform(0, 0.5) if rng.random() < 0.5 else 0.0  # the cortex takes the contrast agent first
     box = canvas.box(centre - 75, centre + 75)
@@ -107,7 +110,7 @@ def draw_tumour(canvas: Canvas, patient: Patient, rng: np.random.Generator, kidn
     # Enhanced tumours are somewhat darker than the kidney, most so where they are dead in the middle.
     hu = kidney.hu - rng.uniform(10, 30) - rng.uniform(0, 0.35) * patient.enhancement_hu
     dead = rng.uniform(10, 35) if volume_ml > 6 and rng.random() < 0.5 else 0.0
-    tissue = SmoothField(rng, pitch_mm=7, sd=1.0)
+    tissue = SmoothField(rng, pitch_mm=7, sd=1.0, centre_xyz_mm=centre, half_width_mm=70)
     box, distance = canvas.ellipsoid_distance(centre, semi)
     texture = canvas.field(tissue, box)
     rim = 1 - np.clip(distance, 0, 1)

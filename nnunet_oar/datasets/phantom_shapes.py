@@ -42,26 +42,38 @@ class SmoothField:
     """A random function of space, sum of cubic B-splines on a lattice; mean 0, standard deviation `sd`.
 
     Its coefficients are drawn at construction and know nothing of the grid: the anatomy is the same at every spacing.
+    It is defined on a cube, all of the frame or, sooner drawn, the surroundings of an organ: centre_xyz_mm and
+    half_width_mm. Outside it is 0. It is not deformed: leave 40 mm about the organ.
     """
 
-    def __init__(self, rng: np.random.Generator, *, pitch_mm: float, sd: float, components: int = 1):
-        count = 2 * int(np.ceil(FIELD_HALF_WIDTH_MM / pitch_mm)) + 1
-        self.knots_mm = (np.arange(count) - count // 2) * pitch_mm
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        *,
+        pitch_mm: float,
+        sd: float,
+        components: int = 1,
+        centre_xyz_mm=(0.0, 0.0, 0.0),
+        half_width_mm: float = FIELD_HALF_WIDTH_MM,
+    ):
+        count = 2 * int(np.ceil(half_width_mm / pitch_mm)) + 1
+        knots_mm = (np.arange(count) - count // 2) * pitch_mm
+        self.knots_mm = [knots_mm + centre for centre in centre_xyz_mm[::-1]]  # of z, y and x
         self.pitch_mm = pitch_mm
         # A sum of unit coefficients over a cubic B-spline lattice has variance 0.479 per axis.
         self.coefficients = rng.normal(0, sd / 0.479**1.5, (components, count, count, count)).astype(np.float32)
 
-    def _weights(self, position_mm: np.ndarray) -> np.ndarray:
-        """Values of all basis functions, `(positions, knots)` float32."""
-        u = np.abs(np.asarray(position_mm, float)[:, None] - self.knots_mm) / self.pitch_mm
+    def _weights(self, position_mm: np.ndarray, axis: int) -> np.ndarray:
+        """Values of all basis functions along an axis, `(positions, knots)` float32."""
+        u = np.abs(np.asarray(position_mm, float)[:, None] - self.knots_mm[axis]) / self.pitch_mm
         inner, outer = 2 / 3 - u**2 + u**3 / 2, (2 - u) ** 3 / 6
         return np.where(u < 1, inner, np.where(u < 2, outer, 0)).astype(np.float32)
 
     def on_grid(self, z_mm: np.ndarray, y_mm: np.ndarray, x_mm: np.ndarray) -> np.ndarray:
         """The field at every voxel centre, `(components, Z, Y, X)` float32."""
-        rows = np.einsum("cijk,zi->czjk", self.coefficients, self._weights(z_mm))
-        rows = np.einsum("czjk,yj->czyk", rows, self._weights(y_mm))
-        weights = self._weights(x_mm)
+        rows = np.einsum("cijk,zi->czjk", self.coefficients, self._weights(z_mm, 0))
+        rows = np.einsum("czjk,yj->czyk", rows, self._weights(y_mm, 1))
+        weights = self._weights(x_mm, 2)
         columns = [np.flatnonzero(column) for column in weights.T]
         supports = [(k, slice(c[0], c[-1] + 1)) for k, c in enumerate(columns) if c.size]
         out = np.zeros((*rows.shape[:3], len(x_mm)), np.float32)
