@@ -18,7 +18,7 @@ from nnunet_oar.datasets.phantom_kidneys import draw_kidneys
 from nnunet_oar.datasets.phantom_shapes import Canvas, Deformation, Grid, SmoothField, curve
 
 MAX_SLICES = 130
-MARGIN_MM = 60.0  # by how much, and more, no deformation moves anything up or down
+MARGIN_MM = 60.0  # more than a deformation moves anything up or down
 # How thick the fat is, in times of that about the chest: more on the belly, less on the neck.
 FAT_Z_MM = (-430, -330, -270, -170, 60, 130)
 FAT_SHARE = (1.1, 1.15, 1.2, 1.0, 1.0, 0.4)
@@ -69,7 +69,7 @@ THORAX = FieldOfView(
     contrast_hu=(25, 160),
 )
 ABDOMEN = FieldOfView(
-    top_mm=(-62, -20),
+    top_mm=(-62, -38),
     bottom_mm=(-400, -345),
     width_mm=(335, 405),
     depth_mm=(272, 325),
@@ -81,7 +81,7 @@ ABDOMEN = FieldOfView(
     contrast_hu=(40, 150),
 )
 KIDNEYS = FieldOfView(
-    top_mm=(-130, -20),
+    top_mm=(-125, -38),
     bottom_mm=(-400, -335),
     width_mm=(335, 405),
     depth_mm=(272, 325),
