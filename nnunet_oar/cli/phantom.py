@@ -19,9 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the raw data set itself, new or empty, e.g. $nnUNet_raw/Dataset055_PhantomThorax",
     )
-    parser.add_argument("--cases", type=int, required=True, metavar="N", help="number of training cases")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        required=True,
+        metavar="N",
+        help="number of training cases; three-sources deals them in turn to its sources headneck, thorax and abdomen",
+    )
     parser.add_argument("--test-cases", type=int, default=0, metavar="N", help="number of cases in imagesTs, labelsTs")
-    parser.add_argument("--region", choices=tuple(REGIONS), default="thorax", help="what is drawn")
+    parser.add_argument(
+        "--region",
+        choices=tuple(REGIONS),
+        default="thorax",
+        help="what is drawn. " + ". ".join(f"{name}: {region.summary}" for name, region in REGIONS.items()),
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other patients")
     parser.add_argument(
         "--spacing",

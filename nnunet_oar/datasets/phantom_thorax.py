@@ -2,6 +2,7 @@
 
 The order of drawing is the order of what covers what. Distractors carry no label: lymph nodes, pulmonary arteries,
 veins, the branches of the arch, the airway beyond the main bronchi, thyroid, liver, spleen, stomach, lung tumours.
+The functions that draw the organs of the chest serve phantom_body.py too, which labels lungs and spinal cord as well.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_oar.datasets import phantom_thorax_wall as wall
+from nnunet_oar.datasets.phantom_organs import Organ
 from nnunet_oar.datasets.phantom_shapes import AIR_HU, Canvas, Deformation, Grid, SmoothField, curve
 
 LABELS = {"esophagus": 1, "heart": 2, "trachea": 3, "aorta": 4}
 DESCRIPTION = "chest CT: oesophagus, heart, trachea, aorta"
 SLICE_MM = (2.0, 2.5, 3.0, 4.0, 5.0)
 MAX_SLICES = 120
-
-OESOPHAGUS, HEART, TRACHEA, AORTA = LABELS.values()
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def sample_deformation(rng: np.random.Generator) -> Deformation:
     return Deformation(rng, scale=rng.uniform(0.95, 1.05), coarse_mm=4.0, fine_mm=0.9, tilt_degrees=4)
 
 
-def sample_patient(rng: np.random.Generator) -> Patient:
+def sample_patient(rng: np.random.Generator, *, plain_share: float = 0.45, contrast_hu=(25, 160)) -> Patient:
+    """plain_share: of the patients without contrast agent. contrast_hu: from the least to the most with it, in blood."""
     habitus = rng.beta(1.6, 2.2)  # 0 lean, 1 obese
-    contrast = 0.0 if rng.random() < 0.45 else rng.uniform(25, 160)
+    contrast = 0.0 if rng.random() < plain_share else rng.uniform(*contrast_hu)
     blood = rng.uniform(36, 46)
     return Patient(
         fat_mm=(7 + 18 * habitus, 6 + 20 * habitus, 9 + 14 * habitus),
@@ -120,7 +121,9 @@ def draw_lungs(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
     half_width = half_width - np.where(y < 0, np.float32(0.0028), np.float32(0.0006)) * y * y  # narrow in front
     lung = inside & (np.abs(x - rng.uniform(-3, 5)) > half_width)  # down to the diaphragm: the abdomen covers the rest
     density = rng.uniform(-870, -800)
-    canvas.paint(box, lung, density + 0.45 * y + 12 * texture)
+    hu = density + 0.45 * y + 12 * texture
+    canvas.paint(box, lung & (x > 0), hu, Organ.LUNG_LEFT)
+    canvas.paint(box, lung & (x <= 0), hu, Organ.LUNG_RIGHT)
     if rng.random() < 0.2:  # fluid or collapsed lung at the back
         side, level = rng.choice((-1, 1)), rng.uniform(38, 62)
         canvas.paint(box, lung & (x * side > 0) & (y > level - 0.12 * (z + 60) ** 2 / 60), rng.uniform(5, 45))
@@ -143,11 +146,11 @@ def _draw_branch(canvas: Canvas, patient: Patient, rng: np.random.Generator, sta
     way = target - start
     length = np.linalg.norm(way)
     if not depth:
-        canvas.tube([start, target], (radius_mm, 0.8), patient.right_blood_hu - 10, below_hu=-500)
+        canvas.tube([start, target], (radius_mm, 0.8), patient.right_blood_hu - 10, None, below_hu=-500)
         return
     bends = [start + f * way + rng.normal(0, 0.045 * length, 3) for f in (0.33, 0.66)]
     points, radii = curve([start, *bends, target], (radius_mm, 0.8 * radius_mm, 0.6 * radius_mm, 0.8), 14)
-    canvas.tube(points, radii, patient.right_blood_hu - 10, below_hu=-500)
+    canvas.tube(points, radii, patient.right_blood_hu - 10, None, below_hu=-500)
     for _ in range(depth + 1):
         at = rng.integers(len(points) // 4, len(points) - 1)
         reach = rng.uniform(0.3, 0.55) * length
@@ -263,7 +266,7 @@ def draw_heart(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
         inner |= distance < 1
     inner &= room
     canvas.paint(box, fat & room, patient.fat_hu + 10)
-    canvas.paint(box, inner, rng.uniform(42, 52) + 0.45 * patient.enhancement_hu, HEART)
+    canvas.paint(box, inner, rng.uniform(42, 52) + 0.45 * patient.enhancement_hu, Organ.HEART)
 
     left, right = patient.blood_hu, patient.right_blood_hu
     chambers = (  # left and right ventricle, right and left atrium
@@ -274,7 +277,7 @@ def draw_heart(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
     )
     for middle, semi, orientation, hu in chambers:
         _, distance = canvas.ellipsoid_distance(middle, np.array(semi) * size, axes=orientation, box=box)
-        canvas.paint(box, (distance < 1) & inner, hu, HEART)
+        canvas.paint(box, (distance < 1) & inner, hu, Organ.HEART)
     _draw_groove_fat(canvas, patient, rng, centre, size)
 
 
@@ -283,7 +286,7 @@ def _draw_groove_fat(canvas: Canvas, patient: Patient, rng: np.random.Generator,
     for offset in ((-20, -30, 12), (-24, -20, -30), (20, -36, 14)):
         place = centre + size * np.array(offset) + rng.normal(0, 2, 3)
         box, distance = canvas.ellipsoid_distance(place, rng.uniform(5, 10, 3))
-        canvas.paint(box, (distance < 1) & (canvas.labels[box] == HEART), patient.fat_hu + 20, HEART)
+        canvas.paint(box, (distance < 1) & (canvas.labels[box] == Organ.HEART), patient.fat_hu + 20, Organ.HEART)
 
 
 def draw_oesophagus(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
@@ -300,14 +303,14 @@ def draw_oesophagus(canvas: Canvas, patient: Patient, rng: np.random.Generator) 
         radii = radii * (1 + rng.uniform(0.2, 0.5) * np.exp(-0.5 * ((np.arange(len(radii)) - middle) / 5) ** 2))
     wall_hu = patient.muscle_hu + rng.uniform(-14, 2) + 0.08 * patient.enhancement_hu
     stretch = (rng.uniform(1.38, 1.6), 1, 1)
-    canvas.tube(points, radii, wall_hu, OESOPHAGUS, stretch_xyz=stretch)
-    canvas.tube(points, 0.4 * radii, wall_hu + rng.uniform(-12, 6), OESOPHAGUS, stretch_xyz=stretch)
+    canvas.tube(points, radii, wall_hu, Organ.ESOPHAGUS, stretch_xyz=stretch)
+    canvas.tube(points, 0.4 * radii, wall_hu + rng.uniform(-12, 6), Organ.ESOPHAGUS, stretch_xyz=stretch)
     for _ in range(rng.choice(4, p=(0.4, 0.3, 0.2, 0.1))):
         start, count = rng.integers(2, len(points) - 10), rng.integers(3, 8)
         air = slice(start, start + count)
         offset = rng.normal(0, (1.2, 0.5, 0))
         lumen = radii[air] * rng.uniform(0.3, 0.55)
-        canvas.tube(points[air] + offset, lumen, -820, OESOPHAGUS, stretch_xyz=(1.4, 1, 1))
+        canvas.tube(points[air] + offset, lumen, -820, Organ.ESOPHAGUS, stretch_xyz=(1.4, 1, 1))
 
 
 def draw_aorta(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
@@ -337,17 +340,17 @@ def draw_aorta(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> No
     radii = np.array((15, 16, 16.5, 15.5, 13.5, 12.5, 12.5, 12, 12, 11.5, 11, 10.5, 10.5)) * rng.uniform(0.88, 1.05)
     points[1:-1] += rng.normal(0, 0.8, points[1:-1].shape)
     points, radii = curve(points, radii)
-    canvas.tube(points, radii, patient.blood_hu - 5, AORTA)
-    canvas.tube(points, radii - 2, patient.blood_hu, AORTA)
+    canvas.tube(points, radii, patient.blood_hu - 5, Organ.AORTA)
+    canvas.tube(points, radii - 2, patient.blood_hu, Organ.AORTA)
     for _ in range(rng.integers(0, 5)):  # calcified plaques
         i = rng.integers(len(points) // 3, len(points))
         edge = points[i] + np.array((np.cos(a := rng.uniform(0, 6.3)), np.sin(a), 0)) * (radii[i] - 1)
         box, distance = canvas.ellipsoid_distance(edge, (2, 2, 4))
-        canvas.paint(box, (distance < 1) & (canvas.labels[box] == AORTA), 600, AORTA)
+        canvas.paint(box, (distance < 1) & (canvas.labels[box] == Organ.AORTA), 600, Organ.AORTA)
 
 
-def draw_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
-    """Trachea and stubs of both main bronchi, wall included; beyond them and above the larynx the airway goes on."""
+def draw_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator, *, above_mm: float = 75) -> None:
+    """Trachea and stubs of both main bronchi, wall included; beyond them the airway goes on, and above for `above_mm`."""
     z = np.array((110, 85, 60, 30, 0.0))
     before_spine = np.array((41, 41, 40, 39, 38.0))
     x = np.array((0, -1, -2, -4, -3)) + np.r_[0, rng.normal(0, 1.5, 3), 0]
@@ -363,7 +366,7 @@ def draw_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> 
     ]
     lumen = rng.uniform(7.0, 8.0)
     wall_hu, air_hu = patient.muscle_hu - rng.uniform(0, 25), AIR_HU + rng.uniform(5, 40)
-    above = [trachea[0], trachea[0] + (0, 2, 15), trachea[0] + (0, 4, 75)]
+    above = [trachea[0], trachea[0] + (0, 2, 15), trachea[0] + (0, 4, above_mm)]
     larynx = curve(above, (9, 13, 12))
     canvas.tube(*larynx, 90)
     labelled = [
@@ -378,12 +381,12 @@ def draw_airways(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> 
     for points, radii in unlabelled:
         canvas.tube(points, radii + 1.2, wall_hu)
     for (points, radii), thickness in labelled:
-        canvas.tube(points, radii + thickness, wall_hu, TRACHEA)
+        canvas.tube(points, radii + thickness, wall_hu, Organ.TRACHEA)
     # lumens last: they open the rounded ends of the walls, whoever's label those carry
     for points, radii in unlabelled:
         canvas.tube(points, radii, air_hu, None)
     for (points, radii), _ in labelled:
-        canvas.tube(points, radii, air_hu, TRACHEA)
+        canvas.tube(points, radii, air_hu, Organ.TRACHEA)
     points, radii = larynx
     canvas.tube(points, np.full(len(radii), 5.5), air_hu, None, stretch_xyz=(1, 1.4, 1))
 

@@ -205,12 +205,13 @@ def test_written_data_set_reads_back(tmp_path):
     np.testing.assert_allclose(physical, centroid_mm(expected, expected.labels == LABELS["heart"]), atol=0.01)
 
 
-def test_processes_write_the_same_files(tmp_path):
+@pytest.mark.parametrize("region", ["thorax", "three-sources"])
+def test_processes_write_the_same_files(tmp_path, region):
     for name, processes in (("one", 1), ("two", 2)):
-        write_dataset(
-            tmp_path / name, "thorax", 2, spacing_mm=(9, 9, 9), processes=processes, disable_progress_bar=True
-        )
-    for file in (tmp_path / "one").rglob("*.nii.gz"):
+        write_dataset(tmp_path / name, region, 2, spacing_mm=(9, 9, 9), processes=processes, disable_progress_bar=True)
+    files = [file for file in (tmp_path / "one").rglob("*") if file.is_file()]
+    assert len(files) > 4
+    for file in files:
         other = tmp_path / "two" / file.relative_to(tmp_path / "one")
         assert file.read_bytes() == other.read_bytes()
     assert not multiprocessing.active_children()
