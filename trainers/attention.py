@@ -50,25 +50,25 @@ class OARAttentionTrainer(OARTrainer):
             dataset, plan.slice_axis, plan.data_window, list(organ_labels(self.dataset_json).values())
         )
         self.cache.build(dataset.identifiers)
-        self.regions = {name: self._regions(dataset, name) for name in dataset.identifiers}
         if not plan.regions:
             self.print_to_log_file(
                 "No body regions: the sources annotate different organs and dataset.json has no key body_regions, or the body axis "
                 "is not known. The region branch is trained through the attention alone (gamma = 0)."
             )
 
-    def _regions(self, dataset, name: str) -> np.ndarray:
-        """(slices,) body region of each slice of a preprocessed case."""
-        plan, case = self.plan, self.cache.read(name)
+    def body_regions(self, dataset, cases: Sequence[str]) -> dict[str, np.ndarray]:
+        """Case -> (slices,) body region of each slice. Not kept here: nnU-Net writes what a trainer holds into debug.json."""
+        plan, stored = self.plan, {name: self.cache.read(name) for name in cases}
         if plan.region_organs:
-            return nearest_region(case.holds, plan.region_organs)
+            return {name: nearest_region(case.holds, plan.region_organs) for name, case in stored.items()}
         given = BodyRegions.from_dataset_json(self.preprocessed_dataset_json())
         if not plan.regions or given is None:
-            return np.full(case.slices, NO_REGION)
-        properties = dataset.load_case(name)[3]
-        return given.of_preprocessed(
-            name, properties, case.slices, plan.slice_axis, self.plans_manager.transpose_forward
-        )
+            return {name: np.full(case.slices, NO_REGION) for name, case in stored.items()}
+        transpose = self.plans_manager.transpose_forward
+        return {
+            name: given.of_preprocessed(name, dataset.load_case(name)[3], case.slices, plan.slice_axis, transpose)
+            for name, case in stored.items()
+        }
 
     def iterations_of_one_pass(self, cases: Sequence[str]) -> int:
         slices = sum(self.cache.read(name).slices for name in cases)
@@ -81,7 +81,7 @@ class OARAttentionTrainer(OARTrainer):
             self.cache,
             self.plan,
             self.annotations,
-            self.regions,
+            self.body_regions(dataset, cases),
             epoch_batches=self.num_iterations_per_epoch,
             fold=self.fold,
             training=training,
