@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     plan.check(args)
 
+    import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
     from nnunetv2.paths import nnUNet_raw
@@ -31,4 +32,6 @@ def run(args: argparse.Namespace) -> None:
         extract_fingerprint_dataset(number, num_processes=args.np, clean=False, show_progress_bar=progress)
         print(f"wrote {plan.make_plans(args, name)}")
         preprocess_dataset(number, args.overwrite_plans_name, [CONFIGURATION], [args.np], show_progress_bar=progress)
-        print(f"ready: nnUNetv2_train {number} {CONFIGURATION} 0 -tr {args.tr} -p {args.overwrite_plans_name}")
+        # nnU-Net's default device is cuda
+        device = "" if torch.cuda.is_available() else " -device cpu"
+        print(f"ready: nnUNetv2_train {number} {CONFIGURATION} 0 -tr {args.tr} -p {args.overwrite_plans_name}{device}")
