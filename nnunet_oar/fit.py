@@ -214,6 +214,7 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
         fine_strides=fit_strides(fine_shape, np.percentile(boxes, 90, axis=0) * spacing / fine_shape),
         margin_vox=tuple(margin.tolist()),
         margin_jitter=0.5,
+        coarse_labels="covering",
         reach_unannotated=0.5 if any(not case.complete for case in facts.cases) else 0.0,
         # never finer than half the working spacing
         min_box_vox=tuple(math.ceil(size / 2) for size in fine_shape),

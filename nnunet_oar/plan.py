@@ -20,6 +20,7 @@ RECIPES = ("paper", "fitted")
 TRAINERS = ("OARCascadeTrainer", "OARAttentionTrainer")
 AUGMENTATIONS = ("flips", "nnunet")
 TEST_TIME = ("boxes", "flips")
+COARSE_LABELS = ("nearest", "covering")
 
 Triple = tuple[int, int, int]
 
@@ -242,6 +243,9 @@ class CascadePlan(OARPlan):
     coarse_strides: tuple[Triple, ...] = _spec(((2, 2, 2),) * 4, _strides)
     fine_strides: tuple[Triple, ...] = _spec(((2, 2, 2),) * 4, _strides)
     dropout: float = _spec(0.3, _number(0, 0.99))
+    # what a voxel of the zoomed labels shows: "nearest" the label at its centre; "covering" the organ that fills most of it,
+    # however little that is, so that no organ is too thin to be localised
+    coarse_labels: str = _spec("nearest", _one_of(*COARSE_LABELS))
     # section 2.2.1, in voxels of the working spacing: margin about the organs, least box, larger least boxes as augmentation
     margin_vox: Triple = _spec((10, 10, 10), _list_of(_integer(0), 3))
     margin_jitter: float = _spec(0.0, _number(0, 1))

@@ -47,9 +47,9 @@ class OARCascadeTrainer(OARTrainer):
         return OARCascadeTrainer.network_from_plans(configuration_manager, num_input_channels, num_output_channels)
 
     def prepare_data(self, dataset) -> None:
-        self.cache = CoarseCache(
-            dataset, self.plan.coarse_shape, self.plan.data_window, list(organ_labels(self.dataset_json).values())
-        )
+        plan = self.plan
+        labels = list(organ_labels(self.dataset_json).values())
+        self.cache = CoarseCache(dataset, plan.coarse_shape, plan.data_window, labels, plan.coarse_labels)
         self.cache.build(dataset.identifiers)
 
     def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> CascadeLoader:

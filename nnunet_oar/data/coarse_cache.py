@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_oar.data.case_cache import CaseCache
 from nnunet_oar.intensity import Normalisation
 from nnunet_oar.roi import Box, resize
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,27 @@ class CoarseCase:
 
 
 class CoarseCache(CaseCache):
-    """The zoomed volumes of one configuration. coarse_shape: as the network uses it; the rest as CaseCache."""
+    """The zoomed volumes of one configuration. coarse_shape, coarse_labels: as in the plans; the rest as CaseCache."""
 
     kind, task = "coarse", "zooming cases for the localiser"
 
-    def __init__(self, dataset, coarse_shape: Sequence[int], window: tuple[float, float] | None, labels: Sequence[int]):
-        self.coarse_shape = tuple(coarse_shape)
-        super().__init__(dataset, window, labels, [FORMAT, self.coarse_shape])
+    def __init__(
+        self,
+        dataset,
+        coarse_shape: Sequence[int],
+        window: tuple[float, float] | None,
+        labels: Sequence[int],
+        coarse_labels: str = "nearest",
+    ):
+        self.coarse_shape, self.coarse_labels = tuple(coarse_shape), coarse_labels
+        super().__init__(dataset, window, labels, [FORMAT, self.coarse_shape, coarse_labels])
 
     def content(self, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
         coarse = resize(image[None], self.coarse_shape, mode="linear")[0]
-        labels = resize(torch.from_numpy(seg)[None], self.coarse_shape, mode="nearest")[0]
+        if self.coarse_labels == "covering":
+            labels = covering_labels(seg[0], self.coarse_shape, self.labels)[None]
+        else:
+            labels = resize(torch.from_numpy(seg)[None], self.coarse_shape, mode="nearest")[0]
         organs = []
         for label in self.labels:
             box = Box.from_mask(seg[0] == label)
@@ -63,3 +74,18 @@ class CoarseCache(CaseCache):
                 organs,
                 self.normalisation(stored),
             )
+
+
+def covering_labels(labels: np.ndarray, shape: Sequence[int], values: Sequence[int]) -> Tensor:
+    """Label map (Z, Y, X) on a coarser grid of the same region, `shape`: each voxel shows the one of `values` that fills most of
+    it, and background only where there is none of them. Returns the dtype of `labels`.
+
+    A spinal cord is thinner than a voxel of a zoomed CT: its nearest label is there or not by chance, which no network can learn.
+    """
+    best = torch.zeros(tuple(shape))
+    covering = torch.zeros(tuple(shape), dtype=torch.from_numpy(labels[:0]).dtype)
+    for value in values:
+        share = F.adaptive_avg_pool3d(torch.from_numpy(labels == value).float()[None], tuple(shape))[0]
+        covering[share > best] = value
+        best = torch.maximum(best, share)
+    return covering

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from fake_dataset import FakeDataset, case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nnunet_oar.data.coarse_cache import CoarseCache
+from nnunet_oar.data.coarse_cache import CoarseCache, covering_labels
 from nnunet_oar.intensity import measure
 from nnunet_oar.roi import Box, resize
 
@@ -78,3 +80,34 @@ def test_an_empty_label_map_has_no_organs(dataset):
     cache = cache_of(dataset)
     cache.build(["case_0"], disable_progress_bar=True)
     assert cache.read("case_0").organs == {}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    old=st.tuples(*[st.integers(1, 14)] * 3),
+    new=st.tuples(*[st.integers(1, 9)] * 3),
+)
+def test_covering_labels_against_a_loop(seed, old, new):
+    """A coarse voxel i covers the fine ones that its interval [i * n / m, (i + 1) * n / m) meets."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.integers(0, 4, old) * (rng.random(old) < 0.3)).astype(np.int16)
+    found = covering_labels(labels, new, [1, 2, 3])
+    assert found.dtype == torch.int16
+    for at in np.ndindex(new):
+        region = labels[tuple(slice(i * n // m, -(-(i + 1) * n // m)) for i, n, m in zip(at, old, new, strict=True))]
+        counts = [(region == value).sum() for value in (1, 2, 3)]
+        assert int(found[at]) == (int(np.argmax(counts)) + 1 if any(counts) else 0)
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (10, 3, 7), (29, 35, 39)])
+def test_no_organ_is_too_thin_to_cover(dataset, at):
+    """One voxel of organ 2 in a case, zoomed to a sixth: its box holds it after the way back."""
+    image, labels = dataset.cases["case_0"]
+    labels[:] = 0
+    labels[(0, *at)] = 2
+    cache = CoarseCache(dataset, (5, 6, 7), None, [1, 2], "covering")
+    cache.build(["case_0"], disable_progress_bar=True)
+    box = Box.from_mask(cache.read("case_0").labels[0] == 2).rescaled((5, 6, 7), image.shape[1:])
+    assert box.contains(Box(at, tuple(i + 1 for i in at)))
+    assert cache.folder != cache_of(dataset, (5, 6, 7)).folder
