@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunet_oar.annotations import OWN_KEYS, Annotations, differences, organ_labels
+from nnunet_oar.annotations import OWN_KEYS, Annotations, differences, organ_labels, without_own_keys
 from nnunet_oar.files import written_whole
 
 EVERYTHING = "(all cases)"
@@ -30,18 +30,16 @@ class Row:
     voxels: dict[str, int] = field(default_factory=dict)
 
 
-def examine_labels(folder: Path, processes: int = 1, disable_progress_bar: bool = False) -> list[Row]:
-    """Count voxels of each organ in each source of a raw data set, without changing anything.
+def examine_labels(
+    dataset_json: Mapping, files: Mapping[str, str], threads: int = 1, disable_progress_bar: bool = False
+) -> list[Row]:
+    """Count voxels of each organ in each source. files: case -> label map of each training case.
 
     Raises ValueError for an invalid key `annotations`, a case in no or two sources, or a label map that cannot be read.
     """
-    dataset_json = json.loads((folder / "dataset.json").read_text())
     labels, annotations = organ_labels(dataset_json), Annotations.from_dataset_json(dataset_json)
-    files = {
-        case: entry["label"] for case, entry in get_filenames_of_train_images_and_targets(folder, dataset_json).items()
-    }
     sources = {case: annotations.source(case) for case in files}
-    with ThreadPoolExecutor(processes) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         progress = tqdm(pool.map(_voxels, files.values()), "reading labels", len(files), disable=disable_progress_bar)
         counted = dict(zip(files, progress, strict=True))
 
@@ -57,10 +55,14 @@ def examine_labels(folder: Path, processes: int = 1, disable_progress_bar: bool 
 
 def _voxels(file: str) -> dict[int, int]:
     try:
-        image = sitk.ReadImage(file)
+        array = sitk.GetArrayFromImage(sitk.ReadImage(file))
     except RuntimeError as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[-1]}") from None
-    values, counts = np.unique(sitk.GetArrayViewFromImage(image), return_counts=True)
+        # SimpleITK refuses headers that nibabel, and with it nnU-Net, reads
+        try:
+            array = np.asanyarray(nibabel.load(file).dataobj)
+        except (OSError, nibabel.filebasedimages.ImageFileError):
+            raise ValueError(f"{file} cannot be read: {str(error).splitlines()[-1]}") from None
+    values, counts = np.unique(array, return_counts=True)
     return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
@@ -121,11 +123,7 @@ def update_preprocessed(raw: Path, preprocessed: Path) -> list[str]:
     if "labels" in changed:
         raise ValueError(f"the labels in {source} and {target} differ, too; run nnunet_oar prepare again")
     if changed:
-        merged = _without_own(of_copy) | {key: of_raw[key] for key in OWN_KEYS if key in of_raw}
+        merged = without_own_keys(of_copy) | {key: of_raw[key] for key in OWN_KEYS if key in of_raw}
         with written_whole(target) as temporary:
             temporary.write_text(json.dumps(merged, indent=2) + "\n")
     return changed
-
-
-def _without_own(dataset_json: Mapping) -> dict:
-    return {key: value for key, value in dataset_json.items() if key not in OWN_KEYS}

@@ -25,8 +25,13 @@ OWN_KEYS = (KEY, "body_regions")
 
 
 def organ_labels(dataset_json: Mapping) -> dict[str, int]:
-    """Organ -> label, without background, in the order of the labels."""
-    labels = {name: label for name, label in dataset_json["labels"].items() if name != "background"}
+    """Organ -> label, without background and nnU-Net's ignore label, in the order of the labels. Raises ValueError for regions."""
+    labels = {name: label for name, label in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    for name, label in labels.items():
+        if not isinstance(label, int):
+            raise ValueError(
+                f"dataset.json: the label of {name} is {label!r}; regions are not supported, give each organ one number"
+            )
     return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
@@ -96,6 +101,11 @@ class Annotations:
         """Raise ValueError unless every case belongs to exactly one source."""
         for case in cases:
             self.source(case)
+
+
+def without_own_keys(dataset_json: Mapping) -> dict:
+    """What other trainers read of it."""
+    return {key: value for key, value in dataset_json.items() if key not in OWN_KEYS}
 
 
 def differences(raw: Mapping, preprocessed: Mapping) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_oar.roi import Box
+from nnunet_oar.sides import side_pairs
 
 SECTION = "oar"
 RECIPES = ("paper", "fitted")
@@ -130,10 +131,10 @@ class OARPlan:
     recipe: str = _spec("paper", _one_of(*RECIPES))
     batch_size: int = _spec(1, _integer(1))
     seed: int = _spec(12345, _integer(0, 2**32 - 1))
-    # None: as many as it takes to see every training case once
+    # None: as many as there are training cases, or slices where the network sees slices, by the batch size
     epochs: int = _spec(300, _integer(1))
     iterations_per_epoch: int | None = _spec(None, _optional(_integer(1)))
-    # None: every validation case once
+    # None: likewise of the validation cases
     val_iterations: int | None = _spec(None, _optional(_integer(1)))
     # intensity of the preprocessed data = HU * slope + intercept; None where a scheme has lost HU
     intensity_from_hu: tuple[float, float] | None = _spec((1.0, 0.0), _optional(_list_of(_number(-math.inf), 2)))
@@ -166,6 +167,22 @@ class OARPlan:
             raise ValueError(
                 f"plans, section {SECTION!r}: swap_on_flip is {_plain(self.swap_on_flip)}; it needs left_right_axis and pairs "
                 f"of different labels from 1 to {len(self.organs)}"
+            )
+
+        self._refuse_mirrored_sides()
+
+    def _refuse_mirrored_sides(self) -> None:
+        """Never mirror a left organ into a right one without its label."""
+        pairs, single = side_pairs({name: label for label, name in enumerate(self.organs, start=1)})
+        swapped = {frozenset(pair) for pair in self.swap_on_flip}
+        if not single and all(frozenset(pair) in swapped for pair in pairs):
+            return
+        risky = self.flip_axes if self.left_right_axis is None else {self.left_right_axis} & set(self.flip_axes)
+        if risky:
+            example = single[0] if single else self.organs[pairs[0][0] - 1]
+            raise ValueError(
+                f"plans, section {SECTION!r}: flip_axes is {list(self.flip_axes)}, which may mirror {example} to the other side; "
+                f"swap_on_flip must pair all organs with a side, or left_right_axis be known and not among flip_axes"
             )
 
     @property
@@ -366,6 +383,10 @@ class AttentionPlan(OARPlan):
             raise ValueError(
                 f"plans, section {SECTION!r}: slice_shape is {list(self.slice_shape)}; with {self.stages} stages both must be "
                 f"multiples of {step} and one larger"
+            )
+        if any(label > len(self.organs) for labels in self.region_organs for label in labels):
+            raise ValueError(
+                f"plans, section {SECTION!r}: region_organs is {_plain(self.region_organs)}; labels go from 1 to {len(self.organs)}"
             )
         if self.region_organs and len(self.region_organs) != len(self.regions):
             raise ValueError(

@@ -22,7 +22,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
-from nnunet_oar.annotations import OWN_KEYS, Annotations, organ_labels
+from nnunet_oar.annotations import Annotations, organ_labels, without_own_keys
 from nnunet_oar.axes import anatomical_axes
 from nnunet_oar.body_regions import BodyRegions
 from nnunet_oar.facts import intensity_facts
@@ -33,11 +33,6 @@ from nnunet_oar.roi import Box
 
 PLANS_NAME = "nnUNetOARPlans"
 CONFIGURATION = "3d_fullres"
-
-
-def _for_nnunet(dataset_json: Path) -> dict:
-    """What other trainers read of it."""
-    return {key: value for key, value in load_json(str(dataset_json)).items() if key not in OWN_KEYS}
 
 
 class OARPlanner(ExperimentPlanner):
@@ -235,7 +230,11 @@ class OARPlanner(ExperimentPlanner):
             file.name for file in copy.parent.glob("*.json")
             if file not in (copy, self.plans_file) and file.name not in ("dataset_fingerprint.json", "splits_final.json")
         ]  # fmt: skip
-        if copy.is_file() and others and _for_nnunet(copy) != _for_nnunet(source):
+        if (
+            copy.is_file()
+            and others
+            and without_own_keys(load_json(str(copy))) != without_own_keys(load_json(str(source)))
+        ):
             raise ValueError(
                 f"{source} has changed since {others[0]} was made and differs from {copy}; run nnUNetv2_plan_and_preprocess -d "
                 f"{self.dataset_name} again, or restore dataset.json"

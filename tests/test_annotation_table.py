@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -31,6 +32,11 @@ def raw(tmp_path):
     return folder
 
 
+def examine(folder, threads=1):
+    files = {path.name[:-7]: str(path) for path in sorted((folder / "labelsTr").iterdir())}
+    return examine_labels(json.loads((folder / "dataset.json").read_text()), files, threads, disable_progress_bar=True)
+
+
 def write(folder, changes):
     content = {
         "labels": LABELS,
@@ -43,14 +49,14 @@ def write(folder, changes):
 
 
 def test_voxels_are_counted_by_source_and_organ(raw):
-    rows = {(row.source, row.organ): row for row in examine_labels(raw, 2, disable_progress_bar=True)}
+    rows = {(row.source, row.organ): row for row in examine(raw, 2)}
     assert rows["chest", "heart"].voxels == {"c_1": 10, "c_2": 5} and rows["chest", "heart"].annotated
     assert rows["chest", "liver"].voxels == {"c_2": 3} and not rows["chest", "liver"].annotated
     assert rows["belly", "heart"].voxels == {} and rows["belly", "liver"].cases == 1
 
 
 def test_what_contradicts_the_declaration_is_warned_of(raw):
-    first, second = warnings(examine_labels(raw, disable_progress_bar=True))
+    first, second = warnings(examine(raw))
     assert first == (
         "source chest does not declare liver, but 1 of its cases hold voxels of it (first: c_2, 3 voxels): they are ignored in "
         "training"
@@ -60,20 +66,20 @@ def test_what_contradicts_the_declaration_is_warned_of(raw):
 
 def test_a_source_without_cases_is_warned_of_once(raw):
     write(raw, {"annotations": SOURCES | {"lost": {"cases": ["x"], "labels": ["heart"]}}})
-    assert warnings(examine_labels(raw, disable_progress_bar=True))[-1] == "source lost has no training case"
+    assert warnings(examine(raw))[-1] == "source lost has no training case"
 
 
 def test_without_sources_it_is_one(raw):
     content = json.loads((raw / "dataset.json").read_text())
     del content["annotations"]
     (raw / "dataset.json").write_text(json.dumps(content))
-    rows = examine_labels(raw, disable_progress_bar=True)
+    rows = examine(raw)
     assert [(row.source, row.cases, len(row.voxels)) for row in rows] == [(EVERYTHING, 3, 2), (EVERYTHING, 3, 2)]
     assert warnings(rows) == []
 
 
 def test_the_table_is_aligned(raw):
-    lines = format_table(examine_labels(raw, disable_progress_bar=True)).splitlines()
+    lines = format_table(examine(raw)).splitlines()
     assert lines[0].split() == ["source", "organ", "cases", "annotated", "cases", "with", "it", "voxels"]
     assert lines[2].split() == ["chest", "liver", "2", "no", "1", "3"] and len({len(line) for line in lines}) == 1
 
@@ -81,7 +87,23 @@ def test_the_table_is_aligned(raw):
 def test_an_unreadable_label_map_is_named(raw):
     (raw / "labelsTr" / "c_1.nii.gz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="c_1.nii.gz cannot be read"):
-        examine_labels(raw, disable_progress_bar=True)
+        examine(raw)
+
+
+def test_headers_that_simpleitk_refuses_are_read(raw):
+    """Direction cosines that are not orthonormal, as nnU-Net's nibabel reader takes them."""
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[0, 0, :2] = 1
+    affine = np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    nibabel.save(nibabel.Nifti1Image(labels, affine), raw / "labelsTr" / "c_1.nii.gz")
+    rows = {(row.source, row.organ): row for row in examine(raw)}
+    assert rows["chest", "heart"].voxels["c_1"] == 2
+
+
+def test_regions_are_one_sentence(raw):
+    write(raw, {"labels": {"background": 0, "chest": [1, 2], "liver": 2}})
+    with pytest.raises(ValueError, match="the label of chest is \\[1, 2\\]; regions are not supported"):
+        examine(raw)
 
 
 def test_update_copies_our_keys_alone(raw, tmp_path):

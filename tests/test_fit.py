@@ -15,16 +15,15 @@ from nnunet_oar.fit import (
     Budget,
     CaseFacts,
     DatasetFacts,
-    describe_sides,
     fit_canvas,
     fit_cascade,
     fit_grid,
     fit_strides,
     flip_rules,
-    side_pairs,
 )
 from nnunet_oar.plan import CascadePlan
 from nnunet_oar.roi import Box
+from nnunet_oar.sides import describe_sides, side_pairs
 
 CANONICAL = AnatomicalAxes(left_right=2, anterior_posterior=1, inferior_superior=0, sides_agree=True)
 

@@ -56,9 +56,12 @@ def test_the_library_does_not_need_the_host(folder):
         ), path
 
 
-@pytest.mark.parametrize("module", ["roi", "components", "plan", "axes", "intensity"])
+LEAVES = ("roi", "components", "annotations", "body_regions", "sides", "slabs", "files", "plan", "axes", "intensity")
+
+
+@pytest.mark.parametrize("module", LEAVES)
 def test_the_leaves_know_leaves_only(module):
-    leaves = {f"nnunet_oar.{name}" for name in ("roi", "components", "plan", "axes", "intensity")}
+    leaves = {f"nnunet_oar.{name}" for name in LEAVES}
     ours = {name for name in imported(ROOT / "nnunet_oar" / f"{module}.py") if name.startswith("nnunet_oar")}
     assert ours <= leaves
 

@@ -115,3 +115,23 @@ def test_fine_box_is_margin_then_least_size_then_inside():
     # z: 2 + 2 = 4, at least 10: 1 .. 11; y: 3 .. 9 is shifted to 2 .. 8; x: 2 .. 10
     assert box == Box((1, 2, 2), (11, 8, 10))
     assert plan.fine_box(Box((5, 5, 5), (7, 7, 7)), (20, 8, 30), (12, 20, 4)) == Box((0, 0, 2), (12, 8, 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({"flip_axes": (2,), "left_right_axis": 2}, False),
+        ({"flip_axes": (2,), "left_right_axis": 2, "swap_on_flip": ((1, 2),)}, True),
+        ({"flip_axes": (0, 1), "left_right_axis": 2}, True),
+        ({"flip_axes": (0,)}, False),
+        ({"flip_axes": ()}, True),
+    ],
+)
+def test_left_is_never_mirrored_into_right_without_its_label(changes, allowed):
+    for organs, single in ((("eye_left", "eye_right"), False), (("lens_left", "heart"), True)):
+        expected = allowed and not (single and 2 in changes["flip_axes"])
+        if expected:
+            CascadePlan(organs=organs, **changes)
+        else:
+            with pytest.raises(ValueError, match="flip_axes is .*, which may mirror (eye|lens)_left to the other side"):
+                CascadePlan(organs=organs, **changes)

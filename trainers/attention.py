@@ -50,10 +50,29 @@ class OARAttentionTrainer(OARTrainer):
             dataset, plan.slice_axis, plan.data_window, list(organ_labels(self.dataset_json).values())
         )
         self.cache.build(dataset.identifiers)
-        if not plan.regions:
+        regions = self.body_regions(dataset, dataset.identifiers)
+        known = sum(int((of_slices != NO_REGION).sum()) for of_slices in regions.values())
+        if plan.regions:
+            total = sum(map(len, regions.values()))
+            self.print_to_log_file(f"Body regions {', '.join(plan.regions)}: known for {known} of {total} slices")
+        else:
             self.print_to_log_file(
-                "No body regions: the sources annotate different organs and dataset.json has no key body_regions, or the body axis "
-                "is not known. The region branch is trained through the attention alone (gamma = 0)."
+                "The plans use no body regions: the sources annotate different organs and dataset.json had no key body_regions "
+                "when they were made, or the body axis is not known. There is no classification (gamma = 0)."
+            )
+
+    def refuse_outdated_plan(self) -> None:
+        plan, given = self.plan, BodyRegions.from_dataset_json(self.preprocessed_dataset_json())
+        again = f"run nnunet_oar plan -d {self.plans_manager.dataset_name} -tr {plan.trainer} again"
+        if plan.region_organs and not self.annotations.complete:
+            raise RuntimeError(
+                "the plans derive body regions from the organs in a slice, but by now the sources in dataset.json annotate "
+                f"different organs, which such regions would mistake for anatomy; {again}"
+            )
+        if plan.regions and not plan.region_organs and (given is None or given.names != plan.regions):
+            raise RuntimeError(
+                f"the plans know the body regions {', '.join(plan.regions)}, but dataset.json has "
+                f"{', '.join(given.names) if given else 'no key body_regions'}; {again}"
             )
 
     def body_regions(self, dataset, cases: Sequence[str]) -> dict[str, np.ndarray]:

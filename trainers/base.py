@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from nnunet_oar.annotations import Annotations, organ_labels, refuse_changed_dataset_json
 from nnunet_oar.facts import facts_from_preprocessed
 from nnunet_oar.files import written_whole
-from nnunet_oar.fit import Budget, DatasetFacts, describe_sides, fit_canvas, side_pairs
+from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas
 from nnunet_oar.losses.labels import unannotated_to_background
 from nnunet_oar.plan import SECTION, OARPlan
+from nnunet_oar.sides import describe_sides, side_pairs
 
 # nnU-Net's words for the result of the final validation
 MEAN_DICE = "Mean Validation Dice: "
@@ -79,6 +80,9 @@ class OARTrainer(nnUNetTrainer):
     def prepare_data(self, dataset) -> None:
         """Called once with the dataset of all cases before the loaders are made."""
 
+    def refuse_outdated_plan(self) -> None:
+        """Raise RuntimeError where dataset.json has changed so that `self.plan` no longer fits."""
+
     def iterations_of_one_pass(self, cases: Sequence[str]) -> int:
         """Batches that it takes to see every case (or slice) once; after prepare_data."""
         return -(-len(cases) // self.plan.batch_size)
@@ -101,6 +105,7 @@ class OARTrainer(nnUNetTrainer):
                     f"{self.plans_manager.dataset_name}: the plans were made for the organs {', '.join(self.plan.organs)}, "
                     f"dataset.json now has {', '.join(organ_labels(self.dataset_json))}; run nnunet_oar prepare again"
                 )
+            self.refuse_outdated_plan()
             self._refuse_other_folds(section, canvas)
             for configuration in (
                 self.plans_manager.plans["configurations"][self.configuration_name],
@@ -293,8 +298,11 @@ class OARTrainer(nnUNetTrainer):
             logging.getLogger("nnunet_oar").removeHandler(handler)
         if not self.annotations.complete:
             summary = Path(self.output_folder) / "validation" / "summary.json"
-            mean, cases = rescore_summary(summary, self.annotations, self.dataset_json["file_ending"])
+            dice, cases = rescore_summary(summary, self.annotations, self.dataset_json["file_ending"])
             counts = ", ".join(f"{organ} {count}" for organ, count in cases.items())
+            mean = dice.pop("foreground")
+            for label, value in dice.items():
+                self.logger.log_summary(f"final_val/class_{label}_dice", value)
             self.logger.log_summary("final_val/foreground_dice", mean)
             self.print_to_log_file(f"Organs are scored on the cases that annotate them: {counts}")
             self.print_to_log_file(MEAN_DICE, mean)

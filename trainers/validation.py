@@ -41,12 +41,14 @@ def dice_of_counts(outputs: Sequence[Mapping]) -> np.ndarray:
         return 2 * tp / (2 * tp + fp + fn)
 
 
-def rescore_summary(file: Path, annotations: Annotations, file_ending: str) -> tuple[float, dict[str, int]]:
+def rescore_summary(
+    file: Path, annotations: Annotations, file_ending: str
+) -> tuple[dict[int | str, float], dict[str, int]]:
     """Take out of nnU-Net's summary.json what cases do not annotate, and average again; the layout stays nnU-Net's.
 
-    Returns the mean Dice over organs and, for each organ, the number of cases that it is the mean of: annotated, and in the
-    reference or the prediction (nnU-Net scores what is in neither as NaN). Organs with no such case are left out of the mean; it
-    is NaN where that leaves none.
+    Returns the Dice by label, under "foreground" their mean, and by organ the number of cases that its Dice is the mean of:
+    annotated, and in the reference or the prediction (nnU-Net scores what is in neither as NaN). An organ with no such case is
+    NaN and left out of the mean; that is NaN where nothing is left.
     """
     summary = load_summary_json(str(file))
     cases = summary["metric_per_case"]
@@ -68,7 +70,9 @@ def rescore_summary(file: Path, annotations: Annotations, file_ending: str) -> t
         organ: sum(np.isfinite(case["metrics"][label]["Dice"]) for case in cases)
         for label, organ in enumerate(annotations.organs, start=1)
     }
-    return summary["foreground_mean"]["Dice"], {organ: int(count) for organ, count in counts.items()}
+    dice = {label: metrics["Dice"] for label, metrics in summary["mean"].items()}
+    dice["foreground"] = summary["foreground_mean"]["Dice"]
+    return dice, {organ: int(count) for organ, count in counts.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

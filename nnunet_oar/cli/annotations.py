@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
+from nnunet_oar.annotations import Annotations
 from nnunet_oar.cli.plan import DEFAULT_PROCESSES, dataset_argument
 
 HELP = (
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="copy `annotations` and `body_regions` from the raw dataset.json to the preprocessed copy, which training reads",
     )
-    parser.add_argument("-np", type=int, default=DEFAULT_PROCESSES, help="processes")
+    parser.add_argument("-np", type=int, default=DEFAULT_PROCESSES, help="label maps that are read at once")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar, for log files")
 
 
@@ -32,18 +34,26 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     from nnunet_oar.annotation_table import examine_labels, format_table, update_preprocessed, warnings
 
     name = maybe_convert_to_dataset_name(dataset_argument(args.d))
-    rows = examine_labels(Path(nnUNet_raw) / name, args.np, args.disable_progress_bar)
+    raw = Path(nnUNet_raw) / name
+    dataset_json = json.loads((raw / "dataset.json").read_text())
+    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    labels = {case: entry["label"] for case, entry in files.items()}
+    # before the label maps are read: training waits for it
+    if args.update:
+        Annotations.from_dataset_json(dataset_json).check(labels)
+        changed = update_preprocessed(raw, Path(nnUNet_preprocessed) / name)
+        if changed:
+            print(
+                f"updated in the preprocessed copy: {', '.join(changed)}; plans that were made before should be made again"
+            )
+        else:
+            print("the preprocessed copy is up to date")
+    rows = examine_labels(dataset_json, labels, args.np, args.disable_progress_bar)
     print(format_table(rows))
     for warning in warnings(rows):
         print(f"WARNING: {warning}")
-    if args.update:
-        changed = update_preprocessed(Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name)
-        print(
-            f"updated in the preprocessed copy: {', '.join(changed)}"
-            if changed
-            else "the preprocessed copy is up to date"
-        )

@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_plans(args: argparse.Namespace, dataset: str) -> str:
     """Plan one data set; returns what was written, for printing."""
-    from nnunet_oar.fit import describe_sides
     from nnunet_oar.plan import SECTION
     from nnunet_oar.planners import find_planner
     from nnunet_oar.planners.base import CONFIGURATION
+    from nnunet_oar.sides import describe_sides
 
     planner = find_planner(args.tr)(
         dataset, args.gpu_memory_target, plans_name=args.overwrite_plans_name,

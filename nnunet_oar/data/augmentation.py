@@ -58,13 +58,16 @@ def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool
     """Rotation, scaling and intensity changes with nnU-Net's own transforms, milder than its defaults: +-15 degrees, because
     the crop has nothing beyond its sides to rotate in, and no simulated low resolution.
 
-    elastic: also elastic deformation; slab: channels are neighbouring slices of one CT, whose contrast changes alike.
+    elastic: also elastic deformation; slab: channels are neighbouring slices of one CT, whose contrast and sharpness change alike.
     """
     return ComposeTransforms(
         [
             spatial_transform(shape, affine=True, elastic=elastic),
             RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1), apply_probability=0.1),
-            RandomTransform(GaussianBlurTransform(blur_sigma=(0.5, 1.0), p_per_channel=1), apply_probability=0.1),
+            RandomTransform(
+                GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=slab, p_per_channel=1),
+                apply_probability=0.1,
+            ),
             RandomTransform(
                 MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=slab),
                 apply_probability=0.15,

@@ -20,8 +20,8 @@ from nnunet_oar.data.augmentation import (
 from nnunet_oar.data.sample_loader import SampleLoader
 from nnunet_oar.data.slice_cache import SliceCache, SliceCase
 from nnunet_oar.intensity import replace_non_finite
-from nnunet_oar.networks.attention_anatomy import centre_boxes, neighbours
 from nnunet_oar.plan import AttentionPlan
+from nnunet_oar.slabs import centre_boxes, neighbours
 
 
 class SlabLoader(SampleLoader):

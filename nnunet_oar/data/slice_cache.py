@@ -19,12 +19,11 @@ FORMAT = 1
 class SliceCase:
     """holds: bool (K - 1, slices), whether an organ has a voxel in a slice; lowest: (C,), least normalised value of the case.
 
-    shape: of the preprocessed case; normalisation: of the whole case, for slabs of it.
+    normalisation: of the whole case, for slabs of it.
     """
 
     holds: np.ndarray
     lowest: Tensor
-    shape: tuple[int, int, int]
     normalisation: Normalisation
 
     @property
@@ -50,9 +49,4 @@ class SliceCache(CaseCache):
 
     def read(self, case: str) -> SliceCase:
         with np.load(self.path(case)) as stored:
-            return SliceCase(
-                stored["holds"],
-                torch.from_numpy(stored["lowest"]),
-                tuple(stored["shape"].tolist()),
-                self.normalisation(stored),
-            )
+            return SliceCase(stored["holds"], torch.from_numpy(stored["lowest"]), self.normalisation(stored))

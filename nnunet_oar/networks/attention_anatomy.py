@@ -7,7 +7,7 @@ leaves open is in docs/papers.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.roi import Box
+from nnunet_oar.slabs import centre_boxes, neighbours
 
 MAX_FEATURES = 512
 # The branch looks at a coarse map and not at one mean per channel: instance normalisation has made all means alike.
@@ -69,8 +70,9 @@ class RegionBranch(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         shared = self.shared(features)
+        # z4 in float32: the gradient of ln z4 does not fit into float16 where z4 is small
         region = self.seg_layers["region"](shared) if "region" in self.seg_layers else shared[:, :0]
-        return region, self.seg_layers["attention"](shared).sigmoid()
+        return region, self.seg_layers["attention"](shared).float().sigmoid()
 
 
 def modulate(logits: Tensor, attention: Tensor, epsilon: float) -> Tensor:
@@ -144,23 +146,3 @@ class AttentionAnatomyNet(VolumeNetwork):
         stop.insert(plan.slice_axis, count)
         organ_logits = organ_logits.movedim(0, 1 + plan.slice_axis)[None]
         return Box(tuple(start), tuple(stop)), organ_logits.clamp_min_(plan.floor)
-
-
-def neighbours(centres: Sequence[int], slices: int, count: int) -> Tensor:
-    """Indices (len(centres), slices) of the slices around each of `centres`; the edges of the `count` slices are repeated."""
-    reach = torch.arange(slices) - slices // 2
-    return (torch.tensor(list(centres))[:, None] + reach).clamp(0, count - 1)
-
-
-def centre_boxes(shape: Sequence[int], frame: Sequence[int]) -> tuple[Box, Box]:
-    """What of an image lies in a frame about its centre, and where in the frame; two boxes of one shape."""
-    starts = [(size - want) // 2 for size, want in zip(shape, frame, strict=True)]
-    crop = Box(
-        tuple(max(0, start) for start in starts),
-        tuple(min(size, start + want) for start, size, want in zip(starts, shape, frame, strict=True)),
-    )
-    place = Box(
-        tuple(a - start for a, start in zip(crop.start, starts, strict=True)),
-        tuple(b - start for b, start in zip(crop.stop, starts, strict=True)),
-    )
-    return crop, place

@@ -61,10 +61,12 @@ def test_nothing_annotated_is_zero_with_a_gradient():
     assert loss.item() == 0 and not logits.grad.any()
 
 
-def test_unannotated_samples_have_no_gradient_for_the_organ():
-    logits = torch.randn(2, 3, 5, 5, requires_grad=True)
+def test_an_organ_that_a_sample_does_not_annotate_is_pushed_like_its_background():
+    """Equation (4) adds them up: their logits' gradients are in proportion to their probabilities."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     annotated = torch.tensor([[True, True], [True, False]])
     BatchDiceLoss()(logits, torch.randint(0, 3, (2, 1, 5, 5)), annotated).backward()
-    assert logits.grad[0].abs().sum() > 0
-    # the second sample's organ 2 is background there: its logit and the background's move the same probability
-    assert logits.grad.isfinite().all()
+    p, gradient = logits.detach().softmax(1), logits.grad
+    torch.testing.assert_close(gradient[1, 2] * p[1, 0], gradient[1, 0] * p[1, 2])
+    assert not torch.allclose(gradient[0, 2] * p[0, 0], gradient[0, 0] * p[0, 2]) and gradient[1, 2].abs().max() > 0

@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_oar.networks.attention_anatomy import (
-    AttentionAnatomyNet,
-    centre_boxes,
-    modulate,
-    neighbours,
-    residual_unet_2d,
-)
+from nnunet_oar.networks.attention_anatomy import AttentionAnatomyNet, RegionBranch, modulate, residual_unet_2d
 from nnunet_oar.plan import AttentionPlan, Phase
+from nnunet_oar.slabs import centre_boxes, neighbours
 
 
 def plan(**changes) -> AttentionPlan:
@@ -189,6 +184,18 @@ def test_the_papers_numbers_are_the_defaults():
     ]  # fmt: skip
 
 
+def test_half_precision_does_not_overflow_in_the_attention():
+    """GradScaler's first scale is 65536; ln z4 has the gradient 1 / z4."""
+    branch = RegionBranch(4, 0, 3)
+    last = branch.seg_layers["attention"].half()
+    nn.init.constant_(last.bias, -8.0)  # z4 of 3e-4
+    branch.shared = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 128)).half()
+    features = torch.randn(2, 4, 3, 3).half().requires_grad_()
+    loss = 65536 * 0.05 * modulate(torch.zeros(2, 4, 1, 1), branch(features)[1], 1e-6)[:, 1:].mean()
+    loss.backward()
+    assert last.weight.grad.isfinite().all() and last.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -197,6 +204,7 @@ def test_the_papers_numbers_are_the_defaults():
         ({"slice_shape": (4, 4)}, "multiples of 4 and one larger"),
         ({"phases": (Phase(3, 1e-3),)}, "phases start at \\[3\\]"),
         ({"region_organs": ((1,),)}, "one entry for each of 2 regions"),
+        ({"region_organs": ((1,), (3,))}, "labels go from 1 to 2"),
     ],
 )
 def test_plans_that_cannot_work_are_refused(changes, sentence):

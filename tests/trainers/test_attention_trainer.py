@@ -8,8 +8,9 @@ import pytest
 import torch
 from nnunet_oar.trainers.attention import OARAttentionTrainer
 
+from nnunet_oar.annotations import Annotations
 from nnunet_oar.body_regions import NO_REGION
-from nnunet_oar.plan import SECTION, Phase
+from nnunet_oar.plan import SECTION, AttentionPlan, Phase
 
 PHASES = [
     {"start": 0, "learning_rate": 1e-3, "dice": 0.0, "focal": 0.0, "region": 1.0},
@@ -99,7 +100,7 @@ def test_the_rate_is_the_phases(inside):
     assert rates == [1e-3, 2e-3, 1e-3, 1e-4]
 
 
-def test_an_epoch_without_a_number_sees_every_slice_once(inside):
+def test_an_epoch_without_a_number_has_as_many_samples_as_there_are_slices(inside):
     trainer = make_trainer(inside, iterations_per_epoch=None, val_iterations=None, batch_size=16)
     trainer.initialize()
     trainer.get_dataloaders()
@@ -127,7 +128,7 @@ def test_without_regions_gamma_is_nothing_and_the_log_says_so(inside):
     trainer = make_trainer(inside, regions=[], phases=[PHASES[1] | {"start": 0, "region": 0.0}])
     train(trainer, range(1))
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
-    assert "No body regions" in log and "gamma = 0" in log
+    assert "The plans use no body regions" in log and "gamma = 0" in log
     _, val = trainer.get_dataloaders()
     batch = next(val)
     assert (batch["region"] == NO_REGION).all()
@@ -159,3 +160,55 @@ def test_phases_are_read_from_the_plans(inside):
     trainer = make_trainer(inside)
     trainer.initialize()
     assert trainer.plan.phase(3) == Phase(3, 1e-4, 1.0, 0.0, 0.0, elastic=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        (
+            {"regions": ["head", "chest"]},
+            "know the body regions head, chest, but dataset.json has head, upper chest, chest",
+        ),
+        ({"regions": ["a", "b"], "region_organs": [[1], [2]]}, "the sources in dataset.json annotate different organs"),
+    ],
+)
+def test_plans_that_dataset_json_has_outgrown_are_refused(inside, section, sentence):
+    with pytest.raises(RuntimeError, match=f"{sentence}.*nnunet_oar plan -d Dataset056_PhantomThreeSources .* again"):
+        make_trainer(inside, **section).initialize()
+
+
+def test_plans_with_regions_and_a_dataset_json_without(inside, monkeypatch):
+    monkeypatch.setattr(OARAttentionTrainer, "preprocessed_dataset_json", lambda self: {})
+    with pytest.raises(RuntimeError, match="dataset.json has no key body_regions"):
+        make_trainer(inside).initialize()
+
+
+def test_derived_regions_where_all_cases_annotate_everything(inside):
+    """Each slice has the region whose organs differ least from its own."""
+    trainer = make_trainer(inside, regions=["a", "b"], region_organs=[[1, 2, 3], [13, 14]])
+    trainer.annotations = Annotations(trainer.annotations.organs)
+    train(trainer, range(1))
+    dataset, _ = trainer.get_tr_and_val_datasets()
+    regions = trainer.body_regions(dataset, dataset.identifiers)
+    by_source = {name.split("_")[0]: set(found.tolist()) for name, found in regions.items()}
+    assert 0 in by_source["headneck"] and by_source["abdomen"] >= {1} and all(v <= {0, 1} for v in by_source.values())
+
+
+def test_slices_along_another_axis_train_and_predict(inside):
+    """As on stock plans, which transpose: the network must not care which array axis the slices lie across."""
+    trainer = make_trainer(inside, slice_axis=1, slice_shape=[64, 64], stages=3, regions=[], flip_axes=[2])
+    train(trainer, range(2))
+    trainer.network.eval()
+    with torch.no_grad():
+        assert trainer.network(torch.randn(1, 1, 7, 9, 8)).shape == (1, 18, 7, 9, 8)
+
+
+def test_stock_plans_get_their_section_from_the_data(inside, monkeypatch):
+    """Without a section in the plans: phases, slices and regions are what the planner would have written."""
+    monkeypatch.setattr(OARAttentionTrainer, "_planned", lambda self, configuration: None)
+    trainer = make_trainer(inside)
+    trainer.initialize()
+    plans = json.loads((inside.preprocessed / "nnUNetOARPlans.json").read_text())
+    planned = AttentionPlan.from_section(plans["configurations"]["3d_fullres"][SECTION])
+    assert trainer.plan.regions == planned.regions and trainer.plan.slice_axis == planned.slice_axis == 0
+    assert trainer.plan.slice_shape == planned.slice_shape and trainer.plan.epochs == 100

@@ -69,8 +69,8 @@ def summary(tmp_path):
 
 def test_an_organ_is_averaged_over_the_cases_that_annotate_it(summary):
     sources = (Source("both", ("a",), frozenset({"one", "two"})), Source("first", ("b",), frozenset({"one"})))
-    mean, counts = rescore_summary(summary, Annotations(("one", "two"), sources), ".nii.gz")
-    assert mean == pytest.approx(0.6) and counts == {"one": 2, "two": 1}
+    dice, counts = rescore_summary(summary, Annotations(("one", "two"), sources), ".nii.gz")
+    assert dice == pytest.approx({1: 0.6, 2: 0.6, "foreground": 0.6}) and counts == {"one": 2, "two": 1}
     written = json.loads(summary.read_text())
     assert written["mean"]["2"]["Dice"] == pytest.approx(0.6) and written["mean"]["1"]["Dice"] == pytest.approx(0.6)
     assert written["foreground_mean"]["IoU"] == pytest.approx(0.3)
@@ -81,5 +81,5 @@ def test_an_organ_is_averaged_over_the_cases_that_annotate_it(summary):
 
 def test_an_organ_that_no_case_annotates_does_not_spoil_the_mean(summary):
     sources = (Source("first", ("*",), frozenset({"one"})),)
-    mean, counts = rescore_summary(summary, Annotations(("one", "two"), sources), ".nii.gz")
-    assert mean == pytest.approx(0.6) and counts == {"one": 2, "two": 0}
+    dice, counts = rescore_summary(summary, Annotations(("one", "two"), sources), ".nii.gz")
+    assert dice["foreground"] == pytest.approx(0.6) and math.isnan(dice[2]) and counts == {"one": 2, "two": 0}
