@@ -21,7 +21,7 @@ def cpu_has_bfloat16() -> bool:
 def cpu_bfloat16_gradients_are_right() -> bool:
     """Whether bfloat16 convolutions of this torch on this processor have the gradients that float32 ones have.
 
-    Where oneDNN emulates bfloat16, torch 2.11 and 2.15 return uninitialised memory for the weight gradient of 3^3
+    Where oneDNN emulates bfloat16, torch 2.15 returns uninitialised memory for the weight gradient of 3^3
     convolutions of inputs that are two voxels long on the first axis, as the deepest level of a network may be. Takes
     milliseconds and leaves torch's generators alone.
     """
