@@ -72,6 +72,12 @@ class BodyRegions:
         return (regions if direction == "S" else regions[::-1])[in_file]
 
 
+def region_names(dataset_json: Mapping) -> tuple[str, ...]:
+    """Names of the regions that dataset.json gives; none without the key. Raises as BodyRegions.from_dataset_json."""
+    given = BodyRegions.from_dataset_json(dataset_json)
+    return given.names if given else ()
+
+
 def _ranges(case: str, ranges: Any, names: Sequence[str]) -> list[tuple[int, int, int]]:
     found, last = [], 0
     for entry in ranges if isinstance(ranges, list) else [ranges]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nnunet_oar.annotations import Annotations, organ_labels
 from nnunet_oar.axes import anatomical_axes
-from nnunet_oar.body_regions import BodyRegions
+from nnunet_oar.body_regions import region_names
 from nnunet_oar.fit import CaseFacts, DatasetFacts
 from nnunet_oar.roi import Box
 
@@ -40,8 +40,6 @@ def facts_from_preprocessed(dataset, plans_manager, configuration_manager, datas
     they can be a voxel or two short: good enough for the size of a grid.
     """
     labels, annotations = organ_labels(dataset_json), Annotations.from_dataset_json(dataset_json)
-    body_regions = BodyRegions.from_dataset_json(dataset_json)
-    regions = body_regions.names if body_regions else ()
     cases, properties = [], []
     for name in dataset.identifiers:
         data, _, _, case_properties = dataset.load_case(name)
@@ -65,5 +63,5 @@ def facts_from_preprocessed(dataset, plans_manager, configuration_manager, datas
         axes=anatomical_axes(properties, plans_manager.transpose_forward),
         window=window,
         intensity_from_hu=from_hu,
-        regions=regions,
+        regions=region_names(dataset_json),
     )

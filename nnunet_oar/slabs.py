@@ -28,3 +28,11 @@ def centre_boxes(shape: Sequence[int], frame: Sequence[int]) -> tuple[Box, Box]:
         tuple(b - start for b, start in zip(crop.stop, starts, strict=True)),
     )
     return crop, place
+
+
+def framed(planes: Tensor, fill: Tensor, frame: Sequence[int]) -> Tensor:
+    """The centre of each slice, (S, C, H, W) -> (S, C, *frame); fill: (C,), where a slice is smaller than the frame."""
+    crop, place = centre_boxes(tuple(planes.shape[2:]), frame)
+    out = fill.view(1, -1, 1, 1).expand(len(planes), -1, *frame).clone()
+    out[(..., *place.slices)] = planes[(..., *crop.slices)]
+    return out

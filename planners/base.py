@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from nnunet_oar.annotations import Annotations, organ_labels, without_own_keys
 from nnunet_oar.axes import anatomical_axes
-from nnunet_oar.body_regions import BodyRegions
+from nnunet_oar.body_regions import region_names
 from nnunet_oar.facts import intensity_facts
 from nnunet_oar.files import written_whole
 from nnunet_oar.fit import Budget, CaseFacts, DatasetFacts, fit_canvas
@@ -215,10 +215,8 @@ class OARPlanner(ExperimentPlanner):
             schemes, self.dataset_fingerprint["foreground_intensity_properties_per_channel"]
         )
         axes = anatomical_axes(properties, self.determine_transpose()[0])
-        regions = BodyRegions.from_dataset_json(self.dataset_json)
-        facts = DatasetFacts(
-            tuple(float(s) for s in spacing), cases, labels, axes, window, from_hu, regions.names if regions else ()
-        )
+        regions = region_names(self.dataset_json)
+        facts = DatasetFacts(tuple(float(s) for s in spacing), cases, labels, axes, window, from_hu, regions)
         return facts, spacing
 
     def _copy_dataset_json(self) -> None:

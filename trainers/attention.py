@@ -19,7 +19,6 @@ from nnunet_oar.data.slice_cache import SliceCache
 from nnunet_oar.fit import Budget, DatasetFacts
 from nnunet_oar.fit_attention import fit_attention
 from nnunet_oar.losses import AttentionAnatomyLoss
-from nnunet_oar.losses.labels import unannotated_to_background
 from nnunet_oar.networks.attention_anatomy import AttentionAnatomyNet
 from nnunet_oar.plan import AttentionPlan
 
@@ -132,15 +131,15 @@ class OARAttentionTrainer(OARTrainer):
     def _loss_of(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         out = self.network({"slab": batch["slab"]})
-        target, annotated = batch["target"], batch["annotated"]
-        if not self.plan.recalibration:
-            target, annotated = unannotated_to_background(target, annotated), None
-        phase = self.plan.phase(self.current_epoch)
-        return (
-            self.loss(out["logits"], target, annotated, out["region"], batch["region"], phase),
+        loss = self.partial_loss(
             out["logits"],
+            batch["target"],
+            batch["annotated"],
             out["region"],
+            batch["region"],
+            self.plan.phase(self.current_epoch),
         )
+        return loss, out["logits"], out["region"]
 
     def validation_step(self, batch: dict) -> dict:
         """Pseudo Dice over slices that are sampled as in training; hits of the region branch."""

@@ -259,11 +259,11 @@ class OARTrainer(nnUNetTrainer):
             return SingleThreadedAugmenter(loader, None)
         return MultiThreadedAugmenter(loader, None, workers, pin_memory=self.device.type == "cuda", wait_time=0.002)
 
-    def partial_loss(self, logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
-        """`self.loss` with re-calibration, or without it where the plans say so."""
-        if self.plan.recalibration:
-            return self.loss(logits, target, annotated)
-        return self.loss(logits, unannotated_to_background(target, annotated), None)
+    def partial_loss(self, logits: Tensor, target: Tensor, annotated: Tensor | None, *more) -> Tensor:
+        """`self.loss` with re-calibration, or without it where the plans say so; more: its further arguments."""
+        if not self.plan.recalibration:
+            target, annotated = unannotated_to_background(target, annotated), None
+        return self.loss(logits, target, annotated, *more)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As nnU-Net's, of the outputs of `count_voxels` and "loss", and organs are scored on the samples that annotate them.

@@ -21,7 +21,7 @@ from nnunet_oar.data.sample_loader import SampleLoader
 from nnunet_oar.data.slice_cache import SliceCache, SliceCase
 from nnunet_oar.intensity import replace_non_finite
 from nnunet_oar.plan import AttentionPlan
-from nnunet_oar.slabs import centre_boxes, neighbours
+from nnunet_oar.slabs import framed, neighbours
 
 
 class SlabLoader(SampleLoader):
@@ -118,10 +118,5 @@ class SlabLoader(SampleLoader):
     def _framed(self, image: Tensor, labels: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
         """Slab (slices * C, *slice_shape) and target (1, *slice_shape), as AttentionAnatomyNet frames a slice."""
         axis, frame = 1 + self.plan.slice_axis, self.plan.slice_shape
-        planes, labels = image.movedim(axis, 0), labels.movedim(axis, 0)[0]
-        crop, place = centre_boxes(tuple(planes.shape[2:]), frame)
-        slab = lowest.view(1, -1, 1, 1).expand(len(planes), -1, *frame).clone()
-        slab[(..., *place.slices)] = planes[(..., *crop.slices)]
-        target = labels.new_zeros((1, *frame))
-        target[(..., *place.slices)] = labels[(..., *crop.slices)]
-        return slab.flatten(0, 1), target
+        slab = framed(image.movedim(axis, 0), lowest, frame)
+        return slab.flatten(0, 1), framed(labels.movedim(axis, 0), labels.new_zeros(1), frame)[0]

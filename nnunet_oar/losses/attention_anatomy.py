@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from nnunet_oar.body_regions import NO_REGION
 from nnunet_oar.losses.dice import BatchDiceLoss
 from nnunet_oar.losses.focal import SpatiallyBalancedFocalLoss
-from nnunet_oar.losses.labels import check_labels, unannotated_to_background
-from nnunet_oar.losses.recalibration import recalibrate
+from nnunet_oar.losses.recalibration import recalibrate_both
 from nnunet_oar.plan import Phase
 
 
@@ -35,9 +34,7 @@ class AttentionAnatomyLoss(nn.Module):
         logits (B, K, H, W), target (B, 1, H, W), annotated bool (B, K - 1) or None: as MulticlassDiceLoss.forward;
         region_logits (B, R); region (B,) integers in [0, R), or NO_REGION, which adds nothing.
         """
-        check_labels(logits, target, annotated)
-        log_probability = recalibrate(logits, annotated)
-        target = unannotated_to_background(target, annotated)
+        log_probability, target = recalibrate_both(logits, target, annotated)
         # a scalar with a gradient, whatever is left out
         loss = 0 * log_probability[:1, 0].mean()
         if phase.dice:

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_oar.losses.dice import MulticlassDiceLoss
-from nnunet_oar.losses.labels import check_labels, unannotated_to_background
-from nnunet_oar.losses.recalibration import recalibrate
+from nnunet_oar.losses.recalibration import recalibrate_both
 
 
 class DiceCrossEntropyLoss(nn.Module):
@@ -23,9 +22,7 @@ class DiceCrossEntropyLoss(nn.Module):
         self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
-        check_labels(logits, target, annotated)
-        log_probability = recalibrate(logits, annotated)
-        target = unannotated_to_background(target, annotated)
+        log_probability, target = recalibrate_both(logits, target, annotated)
         loss = self.dice.of_probabilities(log_probability.exp(), target, annotated)
         if self.cross_entropy_weight == 0:
             return loss

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_oar.losses.labels import check_labels, unannotated_to_background
-from nnunet_oar.losses.recalibration import recalibrate
+from nnunet_oar.losses.recalibration import recalibrate_both
 
 SMOOTH_VOX = 1.0
 """Added to numerator and denominator: an absent organ that is not predicted scores 1 and keeps a gradient if it is."""
@@ -57,9 +56,8 @@ class MulticlassDiceLoss(nn.Module):
         not included) the loss is 0 and its gradient zeros. Raises ValueError for shapes, label values or weights that
         do not fit.
         """
-        check_labels(logits, target, annotated)
-        probability = recalibrate(logits, annotated).exp()
-        return self.of_probabilities(probability, unannotated_to_background(target, annotated), annotated)
+        log_probability, target = recalibrate_both(logits, target, annotated)
+        return self.of_probabilities(log_probability.exp(), target, annotated)
 
     def of_probabilities(self, probability: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
         """As forward, of probabilities and a target that are re-calibrated already."""
@@ -93,17 +91,18 @@ class BatchDiceLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
         """The loss, a scalar of at least float32; arguments and errors as MulticlassDiceLoss.forward."""
-        check_labels(logits, target, annotated)
-        probability = recalibrate(logits, annotated).exp()
-        return self.of_probabilities(probability, unannotated_to_background(target, annotated), annotated)
+        log_probability, target = recalibrate_both(logits, target, annotated)
+        return self.of_probabilities(log_probability.exp(), target, annotated)
 
     def of_probabilities(self, probability: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
         """As forward, of probabilities and a target that are re-calibrated already: both are 0 where nothing is annotated."""
-        scores = []
-        for c in range(1, probability.shape[1]):
-            mask = target == c
-            overlap = probability[:, c : c + 1].masked_fill(~mask, 0).sum()
-            scores.append((2 * overlap + SMOOTH_VOX) / (probability[:, c].sum() + mask.sum() + SMOOTH_VOX))
-        dice = torch.stack(scores)
+        # the whole batch as one sample
+        dice = torch.cat(
+            [
+                soft_dice(probability[:, c].reshape(1, 1, -1), (target == c).reshape(1, 1, -1))
+                for c in range(1, probability.shape[1])
+            ],
+            1,
+        )[0]
         counts = torch.ones_like(dice) if annotated is None else annotated.to(dice.device).any(0).to(dice)
         return (counts * (1 - dice)).sum() / counts.sum().clamp_min(1)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnunet_oar.losses.labels import check_labels, unannotated_to_background
-from nnunet_oar.losses.recalibration import recalibrate
+from nnunet_oar.losses.recalibration import recalibrate_both
 
 NORMALISERS = ("voxels", "classes")
 
@@ -30,8 +29,7 @@ class SpatiallyBalancedFocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
         """The loss, a scalar of at least float32; arguments and errors as MulticlassDiceLoss.forward."""
-        check_labels(logits, target, annotated)
-        return self.of_log_probabilities(recalibrate(logits, annotated), unannotated_to_background(target, annotated))
+        return self.of_log_probabilities(*recalibrate_both(logits, target, annotated))
 
     def of_log_probabilities(self, log_probability: Tensor, target: Tensor) -> Tensor:
         """As forward, of log-probabilities (B, K, *spatial) and a target (B, 1, *spatial) that are re-calibrated already."""

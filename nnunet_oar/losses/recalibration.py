@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_oar.losses.labels import check_annotated
+from nnunet_oar.losses.labels import check_annotated, check_labels, unannotated_to_background
 
 UNANNOTATED_LOG_PROBABILITY = -1e4
 """Stands for log 0: exp of it is exactly 0 in every precision, but 0 times it is 0 and not NaN as 0 times -inf."""
@@ -37,3 +37,12 @@ def recalibrate(logits: Tensor, annotated: Tensor | None) -> Tensor:
     unannotated = organs.masked_fill(~missing, -torch.inf)
     background = torch.cat((log_probability[:, :1], unannotated), 1).logsumexp(1, keepdim=True)
     return torch.cat((background, organs.masked_fill(missing, UNANNOTATED_LOG_PROBABILITY)), 1)
+
+
+def recalibrate_both(logits: Tensor, target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`recalibrate` of the logits (B, K, *spatial), and the target (B, 1, *spatial) with what is not annotated as background.
+
+    Raises ValueError for shapes or label values that do not fit.
+    """
+    check_labels(logits, target, annotated)
+    return recalibrate(logits, annotated), unannotated_to_background(target, annotated)

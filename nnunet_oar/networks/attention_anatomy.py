@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.roi import Box
-from nnunet_oar.slabs import centre_boxes, neighbours
+from nnunet_oar.slabs import centre_boxes, framed, neighbours
 
 MAX_FEATURES = 512
 # The branch looks at a coarse map and not at one mean per channel: instance normalisation has made all means alike.
@@ -128,14 +128,13 @@ class AttentionAnatomyNet(VolumeNetwork):
     def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
         plan, axis = self.plan, 2 + self.plan.slice_axis
         planes = image.movedim(axis, 0)[:, 0]  # (S, C, H, W)
-        count, in_plane = len(planes), tuple(planes.shape[2:])
-        crop, place = centre_boxes(in_plane, plan.slice_shape)
-        framed = image.amin((2, 3, 4)).view(1, -1, 1, 1).expand(count, -1, *plan.slice_shape).clone()
-        framed[(..., *place.slices)] = planes[(..., *crop.slices)]
+        count = len(planes)
+        crop, place = centre_boxes(tuple(planes.shape[2:]), plan.slice_shape)
+        frames = framed(planes, image.amin((2, 3, 4))[0], plan.slice_shape)
         organ_logits = image.new_empty((count, self.num_classes - 1, *crop.shape))
         for first in range(0, count, plan.prediction_batch):
             centres = range(first, min(first + plan.prediction_batch, count))
-            slabs = framed[neighbours(centres, plan.slices, count)].flatten(1, 2)
+            slabs = frames[neighbours(centres, plan.slices, count)].flatten(1, 2)
             logits = run_float32(self.network, slabs)[0]
             relative = logits[:, 1:] - logits[:, :1]
             organ_logits[first : first + len(centres)] = relative[(..., *place.slices)]
