@@ -41,6 +41,14 @@ class Workspace:
     def with_variables(self, **variables) -> Workspace:
         return replace(self, variables=self.variables | {key: str(value) for key, value in variables.items()})
 
+    def entered(self, monkeypatch, results: Path) -> Workspace:
+        """With nnU-Net's variables set for this process too, which gets results of its own."""
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", EXT_TRAINER):
+            monkeypatch.setenv(name, self.environment[name])
+        monkeypatch.setenv("nnUNet_results", str(results))
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        return self
+
     def start(self, command: str) -> subprocess.Popen:
         return subprocess.Popen(
             command.split(), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

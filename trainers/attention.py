@@ -13,7 +13,7 @@ from nnunet_oar.trainers.validation import count_voxels
 from torch import Tensor, nn
 
 from nnunet_oar.annotations import organ_labels
-from nnunet_oar.body_regions import NO_REGION, BodyRegions, nearest_region
+from nnunet_oar.body_regions import NO_REGION, BodyRegions, nearest_region, region_names
 from nnunet_oar.data.slab_loader import SlabLoader
 from nnunet_oar.data.slice_cache import SliceCache
 from nnunet_oar.fit import Budget, DatasetFacts
@@ -49,29 +49,24 @@ class OARAttentionTrainer(OARTrainer):
             dataset, plan.slice_axis, plan.data_window, list(organ_labels(self.dataset_json).values())
         )
         self.cache.build(dataset.identifiers)
-        regions = self.body_regions(dataset, dataset.identifiers)
-        known = sum(int((of_slices != NO_REGION).sum()) for of_slices in regions.values())
-        if plan.regions:
-            total = sum(map(len, regions.values()))
-            self.print_to_log_file(f"Body regions {', '.join(plan.regions)}: known for {known} of {total} slices")
-        else:
+        if not plan.regions:
             self.print_to_log_file(
                 "The plans use no body regions: the sources annotate different organs and dataset.json had no key body_regions "
                 "when they were made, or the body axis is not known. There is no classification (gamma = 0)."
             )
 
     def refuse_outdated_plan(self) -> None:
-        plan, given = self.plan, BodyRegions.from_dataset_json(self.preprocessed_dataset_json())
+        plan, given = self.plan, region_names(self.preprocessed_dataset_json())
         again = f"run nnunet_oar plan -d {self.plans_manager.dataset_name} -tr {plan.trainer} again"
         if plan.region_organs and not self.annotations.complete:
             raise RuntimeError(
                 "the plans derive body regions from the organs in a slice, but by now the sources in dataset.json annotate "
                 f"different organs, which such regions would mistake for anatomy; {again}"
             )
-        if plan.regions and not plan.region_organs and (given is None or given.names != plan.regions):
+        if plan.regions and not plan.region_organs and given != plan.regions:
             raise RuntimeError(
                 f"the plans know the body regions {', '.join(plan.regions)}, but dataset.json has "
-                f"{', '.join(given.names) if given else 'no key body_regions'}; {again}"
+                f"{', '.join(given) or 'no key body_regions'}; {again}"
             )
 
     def body_regions(self, dataset, cases: Sequence[str]) -> dict[str, np.ndarray]:
@@ -93,13 +88,21 @@ class OARAttentionTrainer(OARTrainer):
         return -(-slices // self.plan.batch_size)
 
     def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> SlabLoader:
+        regions = self.body_regions(dataset, cases)
+        if self.plan.regions:
+            known = sum(int((of_slices != NO_REGION).sum()) for of_slices in regions.values())
+            total = sum(map(len, regions.values()))
+            kind = "training" if training else "validation"
+            self.print_to_log_file(
+                f"Body regions {', '.join(self.plan.regions)}: known for {known} of {total} {kind} slices"
+            )
         return SlabLoader(
             dataset,
             cases,
             self.cache,
             self.plan,
             self.annotations,
-            self.body_regions(dataset, cases),
+            regions,
             epoch_batches=self.num_iterations_per_epoch,
             fold=self.fold,
             training=training,

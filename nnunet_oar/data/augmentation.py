@@ -50,8 +50,12 @@ def flip_annotated(annotated: Tensor, axes: Sequence[int], plan: OARPlan) -> Ten
     return swapped
 
 
-def draw_flips(rng: np.random.Generator, plan: OARPlan) -> tuple[int, ...]:
-    return tuple(axis for axis in plan.flip_axes if rng.random() < 0.5)
+def flip_at_random(
+    image: Tensor, labels: Tensor, annotated: Tensor, rng: np.random.Generator, plan: OARPlan
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, labels and what is annotated, mirrored along each of the plan's `flip_axes` in half of the samples."""
+    axes = tuple(axis for axis in plan.flip_axes if rng.random() < 0.5)
+    return *flip(image, labels, axes, plan), flip_annotated(annotated, axes, plan)
 
 
 def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool = False) -> BasicTransform:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_oar.annotations import Annotations
-from nnunet_oar.data.augmentation import draw_flips, flip, flip_annotated, nnunet_transforms, seeded_globals
+from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals
 from nnunet_oar.data.coarse_cache import CoarseCache, CoarseCase
 from nnunet_oar.data.sample_loader import SampleLoader
 from nnunet_oar.intensity import replace_non_finite
@@ -110,9 +110,7 @@ class CascadeLoader(SampleLoader):
         labels = labels.to(torch.int16)
         if not self.training:
             return image, labels, annotated
-        axes = draw_flips(rng, self.plan)
-        image, labels = flip(image, labels, axes, self.plan)
-        annotated = flip_annotated(annotated, axes, self.plan)
+        image, labels, annotated = flip_at_random(image, labels, annotated, rng, self.plan)
         if stage in self.transforms:
             out = self.transforms[stage](image=image.contiguous(), segmentation=labels.contiguous())
             image, labels = out["image"], out["segmentation"].to(torch.int16)

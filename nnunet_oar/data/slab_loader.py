@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_oar.annotations import Annotations
-from nnunet_oar.data.augmentation import (
-    draw_flips,
-    flip,
-    flip_annotated,
-    nnunet_transforms,
-    seeded_globals,
-    spatial_transform,
-)
+from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals, spatial_transform
 from nnunet_oar.data.sample_loader import SampleLoader
 from nnunet_oar.data.slice_cache import SliceCache, SliceCase
 from nnunet_oar.intensity import replace_non_finite
@@ -86,9 +79,7 @@ class SlabLoader(SampleLoader):
         case, annotated = self.cases[name], torch.from_numpy(self.annotated[name])
         image, labels = self._read(name, case, position)
         if self.training:
-            axes = draw_flips(rng, self.plan)
-            image, labels = flip(image, labels, axes, self.plan)
-            annotated = flip_annotated(annotated, axes, self.plan)
+            image, labels, annotated = flip_at_random(image, labels, annotated, rng, self.plan)
         slab, target = self._framed(image, labels, case.lowest)
         transforms = self.transforms.get(self.plan.phase(n // self.samples_per_epoch).elastic)
         if transforms is not None:

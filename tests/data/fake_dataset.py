@@ -2,6 +2,18 @@
 
 import numpy as np
 
+from nnunet_oar.annotations import Annotations, Source
+
+EVERYTHING = Annotations(("one", "two"))
+# cases 0 and 1 annotate only organ 1, the others only organ 2
+HALVES = Annotations(
+    ("one", "two"),
+    (
+        Source("first", ("case_0", "case_1"), frozenset({"one"})),
+        Source("second", ("case_2", "case_3"), frozenset({"two"})),
+    ),
+)
+
 
 class Region:
     """Looks like a blosc2 array; slicing is recorded."""

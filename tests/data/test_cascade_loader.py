@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from fake_dataset import FakeDataset, case
+from fake_dataset import EVERYTHING, HALVES, FakeDataset, case
 
-from nnunet_oar.annotations import Annotations, Source
 from nnunet_oar.data.augmentation import flip, flip_annotated, seeded_globals
 from nnunet_oar.data.cascade_loader import CascadeLoader
 from nnunet_oar.data.coarse_cache import CoarseCache
@@ -17,17 +16,6 @@ PLAN = dict(
     organs=("one", "two"), coarse_shape=(12, 12, 12), fine_shape=(20, 20, 20), margin_vox=(2, 2, 2), min_box_vox=(8, 8, 8),
     extra_box_vox=((24, 24, 24),), coarse_strides=((2, 2, 2),), fine_strides=((2, 2, 2),),
 )  # fmt: skip
-
-
-EVERYTHING = Annotations(("one", "two"))
-# cases 0 and 1 annotate only organ 1, the others only organ 2
-HALVES = Annotations(
-    ("one", "two"),
-    (
-        Source("first", ("case_0", "case_1"), frozenset({"one"})),
-        Source("second", ("case_2", "case_3"), frozenset({"two"})),
-    ),
-)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from fake_dataset import FakeDataset, case
+from fake_dataset import EVERYTHING, HALVES, FakeDataset, case
 
 from nnunet_oar.annotations import Annotations, Source
 from nnunet_oar.data.slab_loader import SlabLoader
@@ -13,15 +13,6 @@ from nnunet_oar.networks.attention_anatomy import AttentionAnatomyNet
 from nnunet_oar.plan import AttentionPlan, Phase
 
 PLAN = dict(organs=("one", "two"), slice_shape=(40, 48), stages=3, features=2, batch_size=3)
-EVERYTHING = Annotations(("one", "two"))
-# cases 0 and 1 annotate only organ 1, the others only organ 2
-HALVES = Annotations(
-    ("one", "two"),
-    (
-        Source("first", ("case_0", "case_1"), frozenset({"one"})),
-        Source("second", ("case_2", "case_3"), frozenset({"two"})),
-    ),
-)
 
 
 @pytest.fixture

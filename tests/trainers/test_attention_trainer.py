@@ -22,12 +22,7 @@ PHASES = [
 
 @pytest.fixture
 def inside(attention, monkeypatch, tmp_path):
-    """nnU-Net's variables for this process, with results of its own."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_extTrainer"):
-        monkeypatch.setenv(name, attention.environment[name])
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return attention
+    return attention.entered(monkeypatch, tmp_path)
 
 
 def make_trainer(workspace, **section) -> OARAttentionTrainer:

@@ -20,12 +20,7 @@ from nnunet_oar.plan import SECTION
 
 @pytest.fixture
 def inside(prepared, monkeypatch, tmp_path):
-    """nnU-Net's variables for this process, with results of its own."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_extTrainer"):
-        monkeypatch.setenv(name, prepared.environment[name])
-    monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return prepared
+    return prepared.entered(monkeypatch, tmp_path)
 
 
 def documents(workspace) -> tuple[dict, dict]:
