@@ -17,7 +17,7 @@ def drop_small(mask: np.ndarray, fraction: float = 0.05) -> np.ndarray:
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
     kept = np.zeros(mask.shape, dtype=bool)
-    box, labels, sizes = _components(mask)
+    box, labels, sizes = label_components(mask)
     if box is not None:
         # A quotient, because it rounds as the literal did: 7 of 100 is the float 0.07, but 0.07 * 100 is more than 7
         large = sizes / sizes.max() >= fraction
@@ -33,7 +33,7 @@ def split_instances(mask: np.ndarray, max_instances: int) -> list[np.ndarray]:
     """
     if max_instances < 1:
         raise ValueError(f"max_instances must be at least 1, got {max_instances}")
-    box, labels, sizes = _components(mask)
+    box, labels, sizes = label_components(mask)
     instances = []
     for index in np.argsort(-sizes, kind="stable")[:max_instances]:
         instance = np.zeros(mask.shape, dtype=bool)
@@ -48,7 +48,7 @@ def keep_largest(mask: np.ndarray) -> np.ndarray:
     return largest[0] if largest else np.zeros(mask.shape, dtype=bool)
 
 
-def _components(mask: np.ndarray) -> tuple[Box | None, np.ndarray, np.ndarray]:
+def label_components(mask: np.ndarray) -> tuple[Box | None, np.ndarray, np.ndarray]:
     """The foreground's box, the components inside it numbered 1, 2, ... and their sizes in voxels, (n,) int64."""
     if mask.ndim != 3:
         raise ValueError(f"mask must be (Z, Y, X), got shape {mask.shape}")

@@ -11,6 +11,8 @@ from nnunet_oar.annotations import Annotations, organ_labels
 from nnunet_oar.axes import anatomical_axes
 from nnunet_oar.body_regions import region_names
 from nnunet_oar.fit import CaseFacts, DatasetFacts
+from nnunet_oar.instances import find_instances
+from nnunet_oar.plan import InstancePlan
 from nnunet_oar.roi import Box
 
 
@@ -33,8 +35,11 @@ def intensity_facts(
     return window, (1 / std, -float(statistics["mean"]) / std)
 
 
-def facts_from_preprocessed(dataset, plans_manager, configuration_manager, dataset_json: Mapping) -> DatasetFacts:
-    """From nnU-Net's dataset object over ALL cases of a configuration: headers and .pkl files, no volume is read.
+def facts_from_preprocessed(
+    dataset, plans_manager, configuration_manager, dataset_json: Mapping, needs_instances: bool = False
+) -> DatasetFacts:
+    """From nnU-Net's dataset object over ALL cases of a configuration: headers and .pkl files; label maps are read where instances
+    are needed, images never.
 
     Organ boxes come from nnU-Net's sampled foreground voxels (all of an organ up to 10,000 voxels, else at least 10,000 or 1%), so
     they can be a voxel or two short: good enough for the size of a grid.
@@ -42,14 +47,18 @@ def facts_from_preprocessed(dataset, plans_manager, configuration_manager, datas
     labels, annotations = organ_labels(dataset_json), Annotations.from_dataset_json(dataset_json)
     cases, properties = [], []
     for name in dataset.identifiers:
-        data, _, _, case_properties = dataset.load_case(name)
+        data, seg, _, case_properties = dataset.load_case(name)
         organs, annotated = {}, annotations.labels(name)
         for label in annotated:
             voxels = np.asarray(case_properties.get("class_locations", {}).get(label, []))
             if len(voxels):
                 voxels = voxels[:, -3:]
                 organs[label] = Box(tuple(voxels.min(0)), tuple(voxels.max(0) + 1))
-        cases.append(CaseFacts(tuple(data.shape[1:]), organs, len(annotated) == len(labels)))
+        instances = []
+        if needs_instances:
+            mask = np.isin(np.asarray(seg[0]), sorted(annotated))
+            instances = find_instances(mask, InstancePlan.max_instances, voxel_mm=configuration_manager.spacing)
+        cases.append(CaseFacts(tuple(data.shape[1:]), organs, len(annotated) == len(labels), instances))
         properties.append(
             {key: case_properties[key] for key in ("sitk_stuff", "nibabel_stuff") if key in case_properties}
         )

@@ -37,12 +37,14 @@ P = TypeVar("P", bound=OARPlan)
 class CaseFacts:
     """Shape of one preprocessed case and the box of each organ that it annotates, in voxels of the working spacing.
 
-    complete: the case annotates every organ, so that what is missing is absent.
+    complete: the case annotates every organ, so that what is missing is absent. instances: box of each, for trainers that ask for
+    them.
     """
 
     shape: Triple
     organs: Mapping[int, Box]
     complete: bool = True
+    instances: Sequence[Box] = ()
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,7 @@ def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan
     )
     if recipe == "fitted":
         plan = _fitted(plan, facts, budget.memory_gb)
-    plan = within_budget(plan, budget)
-    if recipe == "fitted":
-        # the rate falls to 2% over the training, however long it is
-        plan = replace(plan, lr_decay=round(0.02 ** (1 / plan.epochs), 6))
-    return plan
+    return within_budget(plan, budget)
 
 
 def common_fields(facts: DatasetFacts, recipe: str, wanted_flips: Sequence[int]) -> dict:
@@ -147,15 +145,38 @@ def plausible_flips(facts: DatasetFacts) -> tuple[int, ...]:
 
 
 def within_budget(plan: P, budget: Budget) -> P:
-    """The plan with the user's number of epochs and iterations, where given."""
+    """The plan with the user's number of epochs and iterations, where given, and a rate that falls over them."""
     if budget.epochs is not None:
         plan = replace(plan, epochs=budget.epochs)
     if budget.iterations is not None:
         plan = replace(plan, iterations_per_epoch=budget.iterations)
+    if plan.recipe == "fitted" and hasattr(plan, "lr_decay"):
+        # to 2% over the training, however long it is
+        plan = replace(plan, lr_decay=round(0.02 ** (1 / plan.epochs), 6))
     return plan
 
 
 def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> CascadePlan:
+    fields, boxes = two_stage_fields(facts, memory_gb, _boxes_of_all_organs(facts))
+    median = np.median(boxes, axis=0)
+    return replace(
+        plan,
+        **fields,
+        margin_jitter=0.5,
+        reach_unannotated=0.5 if any(not case.complete for case in facts.cases) else 0.0,
+        extra_box_vox=tuple(tuple(math.ceil(size * factor) for size in median) for factor in (1.15, 1.3)),
+        hu_window=narrowed_window(facts.window),
+        fallback_whole=True,
+    )
+
+
+def two_stage_fields(
+    facts: DatasetFacts, memory_gb: float, boxes: Sequence[tuple[Box, Triple]]
+) -> tuple[dict, np.ndarray]:
+    """The fitted recipe's fields of a TwoStagePlan, and the sizes (n, 3) of the boxes with their margin.
+
+    boxes: what the second stage segments at once, without margin, and the shape of the image that it lies in.
+    """
     spacing = np.asarray(facts.spacing_mm)
     # 8 or 16: convolutions of other widths are padded to these and cost the same
     features, batch_size = 16 if memory_gb >= 2 else 8, 2
@@ -168,35 +189,29 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
     # a localiser is off by a voxel or so of its own grid
     margin = np.maximum(np.ceil(1.5 * coarse_spacing / spacing), np.ceil(10 / spacing)).astype(int)
 
-    boxes = np.array([np.minimum(box.grow(margin.tolist()).shape, shape) for box, shape in _boxes_of_all_organs(facts)])
-    fine_shape = fit_grid(np.percentile(boxes, 90, axis=0) * spacing, spacing / 2, voxels)
-    median = np.median(boxes, axis=0)
-    return replace(
-        plan,
-        coarse_shape=coarse_shape,
-        fine_shape=fine_shape,
-        batch_size=batch_size,
-        coarse_features=8,
-        fine_features=features,
-        coarse_strides=fit_strides(coarse_shape, coarse_spacing),
-        fine_strides=fit_strides(fine_shape, np.percentile(boxes, 90, axis=0) * spacing / fine_shape),
-        margin_vox=tuple(margin.tolist()),
-        margin_jitter=0.5,
-        coarse_labels="covering",
-        reach_unannotated=0.5 if any(not case.complete for case in facts.cases) else 0.0,
+    sizes = np.array([np.minimum(box.grow(margin.tolist()).shape, shape) for box, shape in boxes])
+    fine_mm = np.percentile(sizes, 90, axis=0) * spacing
+    fine_shape = fit_grid(fine_mm, spacing / 2, voxels)
+    return {
+        "coarse_shape": coarse_shape,
+        "fine_shape": fine_shape,
+        "batch_size": batch_size,
+        "coarse_features": 8,
+        "fine_features": features,
+        "coarse_strides": fit_strides(coarse_shape, coarse_spacing),
+        "fine_strides": fit_strides(fine_shape, fine_mm / fine_shape),
+        "margin_vox": tuple(margin.tolist()),
+        "coarse_labels": "covering",
         # never finer than half the working spacing
-        min_box_vox=tuple(math.ceil(size / 2) for size in fine_shape),
-        extra_box_vox=tuple(tuple(math.ceil(size * factor) for size in median) for factor in (1.15, 1.3)),
-        hu_window=narrowed_window(facts.window),
-        augmentation="nnunet",
-        cross_entropy_weight=1.0,
-        learning_rate=1e-3,
-        dropout=0.0,
-        epochs=250,
-        iterations_per_epoch=100,
-        grow_attempts=2,
-        fallback_whole=True,
-    )
+        "min_box_vox": tuple(math.ceil(size / 2) for size in fine_shape),
+        "augmentation": "nnunet",
+        "cross_entropy_weight": 1.0,
+        "learning_rate": 1e-3,
+        "dropout": 0.0,
+        "epochs": 250,
+        "iterations_per_epoch": 100,
+        "grow_attempts": 2,
+    }, sizes
 
 
 def _boxes_of_all_organs(facts: DatasetFacts) -> list[tuple[Box, Triple]]:

@@ -8,147 +8,55 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from nnunet_oar import plan_checks as check
+from nnunet_oar.plan_checks import Triple, spec
 from nnunet_oar.roi import Box
 from nnunet_oar.sides import side_pairs
 
 SECTION = "oar"
 RECIPES = ("paper", "fitted")
 # whose sections there are: a misspelt name must not pass for a section of somebody else's
-TRAINERS = ("OARCascadeTrainer", "OARAttentionTrainer")
-AUGMENTATIONS = ("flips", "nnunet")
+TRAINERS = ("OARCascadeTrainer", "OARInstanceCascadeTrainer", "OARHeatmapCascadeTrainer", "OARAttentionTrainer")
+# mirroring alone; and rotation in the plane of the slices; and what nnU-Net does
+AUGMENTATIONS = ("flips", "rotation", "nnunet")
 TEST_TIME = ("boxes", "flips")
 COARSE_LABELS = ("nearest", "covering")
-
-Triple = tuple[int, int, int]
-
-
-# --- validation: a check takes what the JSON holds and gives the value to keep, or raises ValueError(what is allowed) ---
-
-
-def _number(low: float, high: float = math.inf) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"a number from {low}" + (f" to {high}" if math.isfinite(high) else " up"))
-        return float(value)
-
-    return check
-
-
-def _integer(low: int, high: float = math.inf) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"an integer from {low}" + (f" to {high}" if math.isfinite(high) else " up"))
-        return value
-
-    return check
-
-
-def _one_of(*allowed: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)}")
-        return value
-
-    return check
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a string")
-    return value
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
-
-
-def _list_of(check: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
-    def check_list(value: Any) -> tuple:
-        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-            raise ValueError("a list")
-        if length is not None and len(value) != length:
-            raise ValueError(f"a list of {length}")
-        try:
-            return tuple(check(item) for item in value)
-        except ValueError as error:
-            raise ValueError(f"a list{f' of {length}' if length else ''}, each {error}") from None
-
-    return check_list
-
-
-def _dict_of(check: Callable[[Any], Any]) -> Callable[[Any], dict]:
-    def check_dict(value: Any) -> dict:
-        if not isinstance(value, Mapping):
-            raise ValueError("an object")
-        try:
-            return {str(key): check(item) for key, item in value.items()}
-        except ValueError as error:
-            raise ValueError(f"an object whose values are each {error}") from None
-
-    return check_dict
-
-
-def _window(value: Any) -> tuple[float, float]:
-    low, high = _list_of(_number(-math.inf), 2)(value)
-    if low >= high:
-        raise ValueError("[low, high] with low < high")
-    return low, high
-
-
-def _strides(value: Any) -> tuple[Triple, ...]:
-    strides = _list_of(_list_of(_integer(1, 2), 3))(value)
-    if not strides:
-        raise ValueError("at least one triple of 1 and 2")
-    return strides
-
-
-_shape = _list_of(_integer(1), 3)
-
-
-def _spec(default: Any, check: Callable[[Any], Any]) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"check": check})
-    return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True)
 class OARPlan:
     """What every trainer's section holds. Shapes are in array order (z, y, x where the planner is ours)."""
 
-    trainer: str = _spec("", _string)
+    trainer: str = spec("", check.string)
     # names of the channels 1, 2, ... in the order of the labels: the network is built from the plans alone
-    organs: tuple[str, ...] = _spec((), _list_of(_string))
-    recipe: str = _spec("paper", _one_of(*RECIPES))
-    batch_size: int = _spec(1, _integer(1))
-    seed: int = _spec(12345, _integer(0, 2**32 - 1))
+    organs: tuple[str, ...] = spec((), check.list_of(check.string))
+    recipe: str = spec("paper", check.one_of(*RECIPES))
+    batch_size: int = spec(1, check.integer(1))
+    seed: int = spec(12345, check.integer(0, 2**32 - 1))
     # None: as many as there are training cases, or slices where the network sees slices, by the batch size
-    epochs: int = _spec(300, _integer(1))
-    iterations_per_epoch: int | None = _spec(None, _optional(_integer(1)))
+    epochs: int = spec(300, check.integer(1))
+    iterations_per_epoch: int | None = spec(None, check.optional(check.integer(1)))
     # None: likewise of the validation cases
-    val_iterations: int | None = _spec(None, _optional(_integer(1)))
+    val_iterations: int | None = spec(None, check.optional(check.integer(1)))
     # intensity of the preprocessed data = HU * slope + intercept; None where a scheme has lost HU
-    intensity_from_hu: tuple[float, float] | None = _spec((1.0, 0.0), _optional(_list_of(_number(-math.inf), 2)))
-    hu_window: tuple[float, float] | None = _spec(None, _optional(_window))
+    intensity_from_hu: tuple[float, float] | None = spec(
+        (1.0, 0.0), check.optional(check.list_of(check.number(-math.inf), 2))
+    )
+    hu_window: tuple[float, float] | None = spec(None, check.optional(check.window))
     # equation (4) of paper 003 for organs that a case does not annotate; false: they are background, as for stock nnU-Net
-    recalibration: bool = _spec(True, _boolean)
-    gradient_clip: float = _spec(12.0, _number(0))
-    augmentation: str = _spec("flips", _one_of(*AUGMENTATIONS))
-    flip_axes: tuple[int, ...] = _spec((), _list_of(_integer(0, 2)))
+    recalibration: bool = spec(True, check.boolean)
+    gradient_clip: float = spec(12.0, check.number(0))
+    augmentation: str = spec("flips", check.one_of(*AUGMENTATIONS))
+    flip_axes: tuple[int, ...] = spec((), check.list_of(check.integer(0, 2)))
     # array axis that runs from one side of the patient to the other, and the labels that change places when it is flipped
-    left_right_axis: int | None = _spec(None, _optional(_integer(0, 2)))
-    swap_on_flip: tuple[tuple[int, int], ...] = _spec((), _list_of(_list_of(_integer(1), 2)))
+    left_right_axis: int | None = spec(None, check.optional(check.integer(0, 2)))
+    swap_on_flip: tuple[tuple[int, int], ...] = spec((), check.list_of(check.list_of(check.integer(1), 2)))
     # organs' logits outside their box, and their lower bound inside it, relative to the background's
-    floor: float = _spec(-5.0, _number(-1000, -0.1))
+    floor: float = spec(-5.0, check.number(-1000, -0.1))
 
     def __post_init__(self):
         # what comes from JSON, from the fit and from defaults shall compare equal
@@ -248,55 +156,72 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class CascadePlan(OARPlan):
-    """Two stages: localise in the zoomed CT, segment the box of all organs (paper 000; its numbers are the defaults)."""
+class TwoStagePlan(OARPlan):
+    """Localise in the zoomed CT, segment boxes of it, both with the network of papers 000 and 002 (the defaults are theirs)."""
 
-    trainer: str = _spec("OARCascadeTrainer", _string)
-    # sections 2.1.2, 2.1.3: one network architecture for both stages, input 128^3
-    coarse_shape: Triple = _spec((128, 128, 128), _shape)
-    fine_shape: Triple = _spec((128, 128, 128), _shape)
-    coarse_features: int = _spec(16, _integer(1))
-    fine_features: int = _spec(16, _integer(1))
-    coarse_strides: tuple[Triple, ...] = _spec(((2, 2, 2),) * 4, _strides)
-    fine_strides: tuple[Triple, ...] = _spec(((2, 2, 2),) * 4, _strides)
-    dropout: float = _spec(0.3, _number(0, 0.99))
+    # paper 000, sections 2.1.2 and 2.1.3, paper 002, section 2.1: one network architecture for both stages, input 128^3
+    coarse_shape: Triple = spec((128, 128, 128), check.shape)
+    fine_shape: Triple = spec((128, 128, 128), check.shape)
+    coarse_features: int = spec(16, check.integer(1))
+    fine_features: int = spec(16, check.integer(1))
+    coarse_strides: tuple[Triple, ...] = spec(((2, 2, 2),) * 4, check.strides)
+    fine_strides: tuple[Triple, ...] = spec(((2, 2, 2),) * 4, check.strides)
+    dropout: float = spec(0.3, check.number(0, 0.99))
     # what a voxel of the zoomed labels shows: "nearest" the label at its centre; "covering" the organ that fills most of it,
     # however little that is, so that no organ is too thin to be localised
-    coarse_labels: str = _spec("nearest", _one_of(*COARSE_LABELS))
-    # section 2.2.1, in voxels of the working spacing: margin about the organs, least box, larger least boxes as augmentation
-    margin_vox: Triple = _spec((10, 10, 10), _list_of(_integer(0), 3))
-    margin_jitter: float = _spec(0.0, _number(0, 1))
-    # how often the crop of a case that leaves organs out is grown towards the image's faces in training: at prediction the box is
-    # that of all organs
-    reach_unannotated: float = _spec(0.0, _number(0, 1))
-    min_box_vox: Triple = _spec((128, 128, 128), _shape)
-    extra_box_vox: tuple[Triple, ...] = _spec(((150, 200, 200), (200, 256, 256)), _list_of(_shape))
-    # section 2.1.4
-    component_fraction: float = _spec(0.05, _number(0, 1))
-    # section 2.1.3
-    learning_rate: float = _spec(5e-4, _number(0))
-    lr_decay: float = _spec(0.985, _number(0, 1))
-    weight_decay: float = _spec(1e-5, _number(0))
-    cross_entropy_weight: float = _spec(0.0, _number(0))
-    flip_axes: tuple[int, ...] = _spec((0, 1, 2), _list_of(_integer(0, 2)))
-    # organ -> over what its logits are averaged at prediction ("boxes": also the larger least boxes; "flips": also mirrored)
-    test_time: dict[str, tuple[str, ...]] = _spec({}, _dict_of(_list_of(_one_of(*TEST_TIME))))
-    # guards (off in the paper): how often a box that cuts an organ is grown; whether an empty localisation means "everywhere"
-    grow_attempts: int = _spec(0, _integer(0, 5))
-    fallback_whole: bool = _spec(False, _boolean)
-    # label -> least and greatest extent (3 + 3 voxels of the working spacing) in the data set
-    organ_extent_vox: dict[str, tuple[Triple, Triple]] = _spec({}, _dict_of(_list_of(_shape, 2)))
+    coarse_labels: str = spec("nearest", check.one_of(*COARSE_LABELS))
+    # in voxels of the working spacing: margin about what is to be segmented, least box
+    margin_vox: Triple = spec((10, 10, 10), check.list_of(check.integer(0), 3))
+    min_box_vox: Triple = spec((128, 128, 128), check.shape)
+    component_fraction: float = spec(0.05, check.number(0, 1))
+    learning_rate: float = spec(5e-4, check.number(0))
+    lr_decay: float = spec(0.985, check.number(0, 1))
+    weight_decay: float = spec(1e-5, check.number(0))
+    cross_entropy_weight: float = spec(0.0, check.number(0))
+    flip_axes: tuple[int, ...] = spec((0, 1, 2), check.list_of(check.integer(0, 2)))
+    # guard (off in the papers): how often a box that cuts an organ is grown
+    grow_attempts: int = spec(0, check.integer(0, 5))
 
     def __post_init__(self):
         super().__post_init__()
         for stage in ("coarse", "fine"):
-            shape, strides = getattr(self, f"{stage}_shape"), getattr(self, f"{stage}_strides")
-            total = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
-            if all(size <= step for size, step in zip(shape, total, strict=True)):
-                raise ValueError(
-                    f"plans, section {SECTION!r}: {stage}_shape is {list(shape)}; with {stage}_strides one axis at least must be "
-                    f"longer than {list(total)}"
-                )
+            refuse_grid(stage, getattr(self, f"{stage}_shape"), getattr(self, f"{stage}_strides"))
+
+    def fine_box(self, around: Box, image_shape: Sequence[int], min_box: Sequence[int] | None = None) -> Box:
+        """The box that the second stage sees: `around` + margin, at least `min_box` (default: min_box_vox), inside the image."""
+        return around.grow(self.margin_vox).at_least(min_box or self.min_box_vox).within(image_shape)
+
+
+def refuse_grid(stage: str, shape: Sequence[int], strides: Sequence[Triple]) -> None:
+    """Raise ValueError where one voxel would be left at the deepest level: instance norm has nothing to measure there."""
+    total = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
+    if all(size <= step for size, step in zip(shape, total, strict=True)):
+        raise ValueError(
+            f"plans, section {SECTION!r}: {stage}_shape is {list(shape)}; with {stage}_strides one axis at least must be longer "
+            f"than {total}"
+        )
+
+
+@dataclass(frozen=True)
+class CascadePlan(TwoStagePlan):
+    """The second stage segments one box of all organs (paper 000)."""
+
+    trainer: str = spec("OARCascadeTrainer", check.string)
+    # section 2.2.1: larger least boxes as augmentation
+    extra_box_vox: tuple[Triple, ...] = spec(((150, 200, 200), (200, 256, 256)), check.list_of(check.shape))
+    margin_jitter: float = spec(0.0, check.number(0, 1))
+    # how often the crop of a case that leaves organs out is grown towards the image's faces in training: at prediction the box is
+    # that of all organs
+    reach_unannotated: float = spec(0.0, check.number(0, 1))
+    # organ -> over what its logits are averaged at prediction ("boxes": also the larger least boxes; "flips": also mirrored)
+    test_time: dict[str, tuple[str, ...]] = spec({}, check.dict_of(check.list_of(check.one_of(*TEST_TIME))))
+    # guard (off in the paper): whether an empty localisation means "everywhere"
+    fallback_whole: bool = spec(False, check.boolean)
+    # label -> least and greatest extent (3 + 3 voxels of the working spacing) in the data set
+    organ_extent_vox: dict[str, tuple[Triple, Triple]] = spec({}, check.dict_of(check.list_of(check.shape, 2)))
+
+    def __post_init__(self):
+        super().__post_init__()
         unknown = sorted((set(self.test_time) | set(self.organ_extent_vox)) - set(self.organs))
         if unknown:
             raise ValueError(
@@ -304,9 +229,41 @@ class CascadePlan(OARPlan):
                 f"{', '.join(self.organs)}"
             )
 
-    def fine_box(self, organs: Box, image_shape: Sequence[int], min_box: Sequence[int] | None = None) -> Box:
-        """The box that the second stage sees: `organs` + margin, at least `min_box` (default: min_box_vox), inside the image."""
-        return organs.grow(self.margin_vox).at_least(min_box or self.min_box_vox).within(image_shape)
+
+@dataclass(frozen=True)
+class InstancePlan(TwoStagePlan):
+    """The second stage segments one box per instance, a kidney with its tumours (paper 002; its numbers are the defaults)."""
+
+    trainer: str = spec("OARInstanceCascadeTrainer", check.string)
+    spacing_mm: tuple[float, float, float] = spec((1.0, 1.0, 1.0), check.list_of(check.number(1e-3), 3))
+    # array axis across the slices, in which training rotates
+    slice_axis: int = spec(0, check.integer(0, 2))
+    hu_window: tuple[float, float] | None = spec((-95.0, 155.0), check.optional(check.window))
+    augmentation: str = spec("rotation", check.one_of(*AUGMENTATIONS))
+    min_box_vox: Triple = spec((64, 64, 64), check.shape)
+    # what makes an instance: the components of these labels together; other labels are segmented where the boxes show them
+    instance_labels: tuple[int, ...] = spec((1, 2), check.list_of(check.integer(1)))
+    max_instances: int = spec(2, check.integer(1))
+    # components that are nearer to each other than this are one instance (a tumour beside its kidney)
+    join_mm: float = spec(10.0, check.number(0))
+    # whether a component larger than any instance in training is divided at its neck (kidneys that touch at a coarse grid)
+    separate: bool = spec(True, check.boolean)
+    # Dice weights of background and foreground, and of background and organs
+    coarse_weights: tuple[float, ...] = spec((0.01, 0.99), check.list_of(check.number(0), 2))
+    fine_weights: tuple[float, ...] = spec((0.01, 0.14, 0.85), check.list_of(check.number(0)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.organs and len(self.fine_weights) != len(self.organs) + 1:
+            raise ValueError(
+                f"plans, section {SECTION!r}: fine_weights is {list(self.fine_weights)}; allowed are {len(self.organs) + 1} "
+                f"numbers, of the background and of {', '.join(self.organs)}"
+            )
+        if self.organs and not 1 <= max(self.instance_labels, default=0) <= len(self.organs):
+            raise ValueError(
+                f"plans, section {SECTION!r}: instance_labels is {list(self.instance_labels)}; allowed are labels from 1 to "
+                f"{len(self.organs)}, one at least"
+            )
 
 
 @dataclass(frozen=True)
@@ -324,14 +281,14 @@ class Phase:
     @classmethod
     def read(cls, value: Any) -> Phase:
         """From what the JSON holds."""
-        checks = {"start": _integer(0), "elastic": _boolean}
+        checks = {"start": check.integer(0), "elastic": check.boolean}
         names = [f.name for f in dataclasses.fields(cls)]
         if isinstance(value, Phase):
             value = dataclasses.asdict(value)
         if not isinstance(value, Mapping) or not {"start", "learning_rate"} <= set(value) <= set(names):
             raise ValueError(f"an object with {', '.join(names)}")
         try:
-            return cls(**{name: checks.get(name, _number(0))(item) for name, item in value.items()})
+            return cls(**{name: checks.get(name, check.number(0))(item) for name, item in value.items()})
         except ValueError as error:
             raise ValueError(f"an object with {', '.join(names)}, each {error}") from None
 
@@ -349,25 +306,25 @@ ATTENTION_PHASES = (
 class AttentionPlan(OARPlan):
     """Slices one by one, organs weighed by where in the body a slice lies (paper 003; its numbers are the defaults)."""
 
-    trainer: str = _spec("OARAttentionTrainer", _string)
-    batch_size: int = _spec(16, _integer(1))
-    epochs: int = _spec(100, _integer(1))
+    trainer: str = spec("OARAttentionTrainer", check.string)
+    batch_size: int = spec(16, check.integer(1))
+    epochs: int = spec(100, check.integer(1))
     # section 2.1: five neighbouring slices, the centre 320 x 320 of each
-    slices: int = _spec(5, _integer(1))
-    slice_shape: tuple[int, int] = _spec((320, 320), _list_of(_integer(2), 2))
+    slices: int = spec(5, check.integer(1))
+    slice_shape: tuple[int, int] = spec((320, 320), check.list_of(check.integer(2), 2))
     # array axis across the slices
-    slice_axis: int = _spec(0, _integer(0, 2))
-    features: int = _spec(32, _integer(1))
-    stages: int = _spec(6, _integer(2, 8))
+    slice_axis: int = spec(0, check.integer(0, 2))
+    features: int = spec(32, check.integer(1))
+    stages: int = spec(6, check.integer(2, 8))
     # section 2.2.2; false: without equation (1), the plain network
-    attention: bool = _spec(True, _boolean)
-    attention_epsilon: float = _spec(1e-6, _number(1e-12, 1))
+    attention: bool = spec(True, check.boolean)
+    attention_epsilon: float = spec(1e-6, check.number(1e-12, 1))
     # names of the body regions (none: no classification); organs that a slice of each holds where regions are derived from these
-    regions: tuple[str, ...] = _spec((), _list_of(_string))
-    region_organs: tuple[tuple[int, ...], ...] = _spec((), _list_of(_list_of(_integer(1))))
-    phases: tuple[Phase, ...] = _spec(ATTENTION_PHASES, _list_of(Phase.read))
+    regions: tuple[str, ...] = spec((), check.list_of(check.string))
+    region_organs: tuple[tuple[int, ...], ...] = spec((), check.list_of(check.list_of(check.integer(1))))
+    phases: tuple[Phase, ...] = spec(ATTENTION_PHASES, check.list_of(Phase.read))
     # slices that are computed at once at prediction
-    prediction_batch: int = _spec(16, _integer(1))
+    prediction_batch: int = spec(16, check.integer(1))
 
     def __post_init__(self):
         super().__post_init__()

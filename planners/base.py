@@ -28,7 +28,8 @@ from nnunet_oar.body_regions import region_names
 from nnunet_oar.facts import intensity_facts
 from nnunet_oar.files import written_whole
 from nnunet_oar.fit import Budget, CaseFacts, DatasetFacts, fit_canvas
-from nnunet_oar.plan import SECTION
+from nnunet_oar.instances import find_instances
+from nnunet_oar.plan import SECTION, InstancePlan
 from nnunet_oar.roi import Box
 
 PLANS_NAME = "nnUNetOARPlans"
@@ -188,12 +189,16 @@ class OARPlanner(ExperimentPlanner):
                 for label, where in enumerate(find_objects(seg), start=1)
                 if where is not None and label in annotated
             }
-            return seg.shape, properties, boxes, len(annotated) == len(labels)
+            instances = []
+            if self.trainer_class.needs_instances:
+                mask = np.isin(seg, sorted(annotated))
+                instances = find_instances(mask, InstancePlan.max_instances, voxel_mm=properties["spacing"])
+            return seg.shape, properties, boxes, len(annotated) == len(labels), instances
 
         with ThreadPoolExecutor(self.processes) as pool:
             results = pool.map(read, self.dataset)
             progress = tqdm(results, "reading labels", len(self.dataset), disable=self.disable_progress_bar)
-            shapes, properties, boxes, complete = zip(*progress, strict=True)
+            shapes, properties, boxes, complete, instances = zip(*progress, strict=True)
         if not any(boxes):
             raise ValueError(
                 f"{self.dataset_name}: no training case holds a voxel of an organ that it annotates (dataset.json)"
@@ -207,8 +212,15 @@ class OARPlanner(ExperimentPlanner):
             for shape, old in zip(shapes, spacings, strict=True)
         ]
         cases = [
-            CaseFacts(new, {label: box.rescaled(old, new) for label, box in organs.items()}, all_annotated)
-            for old, new, organs, all_annotated in zip(shapes, new_shapes, boxes, complete, strict=True)
+            CaseFacts(
+                new,
+                {label: box.rescaled(old, new) for label, box in organs.items()},
+                all_annotated,
+                [box.rescaled(old, new) for box in of_case],
+            )
+            for old, new, organs, all_annotated, of_case in zip(
+                shapes, new_shapes, boxes, complete, instances, strict=True
+            )
         ]
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         window, from_hu = intensity_facts(

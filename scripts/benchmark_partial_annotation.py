@@ -17,9 +17,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from pipeline import Pipeline, best_device
 
 from nnunet_oar.annotations import Annotations, organ_labels
@@ -31,6 +33,8 @@ from nnunet_oar.plan import SECTION
 CASCADE, ATTENTION = "OARCascadeTrainer", "OARAttentionTrainer"
 PLANS = {CASCADE: "nnUNetOARPlans", ATTENTION: "nnUNetOARAttentionPlans"}
 TEST_PATIENTS = 8
+# a sliver of an organ at the end of the field of view says nothing
+LEAST_ML = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,17 @@ class Data:
                 f"--disable_progress_bar",
             )
 
+    @cached_property
+    def held(self) -> dict[str, np.ndarray]:
+        """Test case -> bool (K - 1,): whether the CT shows enough of an organ to score it."""
+        held = {}
+        for path in sorted((self.raw / "labelsTs").iterdir()):
+            image = sitk.ReadImage(str(path))
+            millilitres = np.prod(image.GetSpacing()) / 1000
+            voxels = np.bincount(sitk.GetArrayFromImage(image).ravel(), minlength=len(self.annotations.organs) + 1)
+            held[path.name[: -len(".nii.gz")]] = voxels[1:] * millilitres >= LEAST_ML
+        return held
+
     def score(self, predictions: Path) -> dict[str, dict[str, float | None]]:
         return score_folder(predictions, self.raw / "labelsTs", organ_labels(self.dataset_json), ".nii.gz")
 
@@ -124,7 +139,7 @@ def left_out_organs(data: Data, share: float = 0.1) -> list[str]:
 
 
 def means(data: Data, kind: str, dice: dict[str, dict[str, float | None]]) -> dict[str, float]:
-    """Mean Dice over organs (each the mean over its test cases): of all, and of what is left out.
+    """Mean Dice over organs, each the mean over the test cases that show it: of all, and of what is left out.
 
     phantoms: an organ in CTs of sources that leave it out, or annotate it; openkbp: organs that a tenth of the patients lacks.
     """
@@ -133,7 +148,7 @@ def means(data: Data, kind: str, dice: dict[str, dict[str, float | None]]) -> di
         per_organ = []
         for index, organ in enumerate(data.annotations.organs):
             values = [
-                of_case[organ] for case, of_case in dice.items() if of_case[organ] is not None and wanted(case, index)
+                of_case[organ] for case, of_case in dice.items() if data.held[case][index] and wanted(case, index)
             ]
             per_organ += [float(np.mean(values))] if values else []
         return float(np.mean(per_organ))
@@ -156,11 +171,11 @@ def print_table(data: Data, kind: str, results: dict) -> None:
     for key, result in sorted(results.items()):
         values = "  ".join(f"{name} {value:.3f}" for name, value in means(data, kind, result["dice"]).items())
         print(f"{key:32s} {result['training cases']:3d} cases  {result['seconds'] / 60:5.1f} min  {values}")
-    print("\nDice per organ, mean over the test cases that hold it")
+    print(f"\nDice per organ, mean over the test cases that show {LEAST_ML:g} ml or more of it")
     for key, result in sorted(results.items()):
         cells = []
-        for organ in organs:
-            known = [case[organ] for case in result["dice"].values() if case[organ] is not None]
+        for index, organ in enumerate(organs):
+            known = [of_case[organ] for case, of_case in result["dice"].items() if data.held[case][index]]
             cells.append(f"{organ} {np.mean(known):.2f}" if known else f"{organ} -")
         print(f"{key:32s} {'  '.join(cells)}")
 

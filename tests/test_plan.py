@@ -48,7 +48,7 @@ def test_round_trip_through_json():
         ("learning_rate", float("nan"), "a number from 0"),
         ("floor", 0, "a number from -1000"),
         ("hu_window", [300, -100], "low < high"),
-        ("augmentation", "everything", "one of flips, nnunet"),
+        ("augmentation", "everything", "one of flips, rotation, nnunet"),
         ("test_time", {"heart": ["rotations"]}, "one of boxes, flips"),
         ("test_time", ["heart"], "an object"),
         ("fallback_whole", 1, "true or false"),

@@ -45,6 +45,8 @@ class OARTrainer(nnUNetTrainer):
     """
 
     plan_class: type[OARPlan]
+    # whether fit_plan reads CaseFacts.instances
+    needs_instances = False
     _holding_back_mean = False
 
     def __init__(
@@ -79,6 +81,9 @@ class OARTrainer(nnUNetTrainer):
 
     def prepare_data(self, dataset) -> None:
         """Called once with the dataset of all cases before the loaders are made."""
+
+    def learn_from_cases(self, cases: Sequence[str]) -> None:
+        """Called once with the training cases of the fold, after prepare_data: what the network keeps of them in its buffers."""
 
     def refuse_outdated_plan(self) -> None:
         """Raise RuntimeError where dataset.json has changed so that `self.plan` no longer fits."""
@@ -161,7 +166,11 @@ class OARTrainer(nnUNetTrainer):
 
     def _fitted(self, dataset) -> tuple[dict, Sequence[int]]:
         facts = facts_from_preprocessed(
-            dataset, self.plans_manager, self.configuration_manager, self.preprocessed_dataset_json()
+            dataset,
+            self.plans_manager,
+            self.configuration_manager,
+            self.preprocessed_dataset_json(),
+            self.needs_instances,
         )
         plan = self.fit_plan(facts, "fitted", Budget())
         section, canvas = plan.to_section(), list(fit_canvas(facts))
@@ -243,6 +252,7 @@ class OARTrainer(nnUNetTrainer):
                 f"both must be at least 1 (splits_final.json in {self.preprocessed_dataset_folder_base})"
             )
         self.prepare_data(self.dataset_class(self.preprocessed_dataset_folder))
+        self.learn_from_cases(dataset_tr.identifiers)
         plan = self.plan
         self.num_iterations_per_epoch = plan.iterations_per_epoch or self.iterations_of_one_pass(dataset_tr.identifiers)
         self.num_val_iterations_per_epoch = plan.val_iterations or self.iterations_of_one_pass(dataset_val.identifiers)
@@ -261,9 +271,13 @@ class OARTrainer(nnUNetTrainer):
 
     def partial_loss(self, logits: Tensor, target: Tensor, annotated: Tensor | None, *more) -> Tensor:
         """`self.loss` with re-calibration, or without it where the plans say so; more: its further arguments."""
-        if not self.plan.recalibration:
-            target, annotated = unannotated_to_background(target, annotated), None
-        return self.loss(logits, target, annotated, *more)
+        return self.loss(logits, *self.partial_target(target, annotated), *more)
+
+    def partial_target(self, target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The target and what of it is annotated: everything, where the plans say that what is not annotated is background."""
+        if self.plan.recalibration:
+            return target, annotated
+        return unannotated_to_background(target, annotated), None
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As nnU-Net's, of the outputs of `count_voxels` and "loss", and organs are scored on the samples that annotate them.

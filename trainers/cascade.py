@@ -30,6 +30,8 @@ class OARCascadeTrainer(OARTrainer):
     """
 
     plan_class = CascadePlan
+    # what the localiser's recall counts, for the log
+    localised = "organs"
 
     @classmethod
     def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan:
@@ -101,17 +103,20 @@ class OARCascadeTrainer(OARTrainer):
         target = batch[f"{stage}_target"].to(self.device, non_blocking=True)
         annotated = batch[f"{stage}_annotated"].to(self.device, non_blocking=True)
         logits = self.network({stage: images})[stage]
-        return self.partial_loss(logits, target, annotated), logits, target
+        return self.stage_loss(stage, logits, target, annotated), logits, target
+
+    def stage_loss(self, stage: str, logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+        return self.partial_loss(logits, target, annotated)
 
     def validation_step(self, batch: dict) -> dict:
         """Pseudo Dice of the fine stage on the box of the truth; recall and size of the localiser's box."""
         loss, logits, target = self._stage_loss("fine", batch)
         coarse = batch["coarse"].to(self.device, non_blocking=True)
         contained, present, excess = [], 0, []
-        for index, (shape, organs) in enumerate(zip(batch["image_shape"], batch["organs"], strict=True)):
-            found, size = self._score_box(coarse[index : index + 1], shape, organs)
+        for index, (shape, truth) in enumerate(zip(batch["image_shape"], self.true_boxes(batch), strict=True)):
+            found, size = self.score_boxes(coarse[index : index + 1], shape, truth)
             contained.append(found)
-            present += len(organs)
+            present += len(truth)
             # a localiser that finds what the case does not annotate needs a larger box, rightly
             if size is not None and batch["coarse_annotated"][index].all():
                 excess.append(size)
@@ -123,16 +128,18 @@ class OARCascadeTrainer(OARTrainer):
             "box_excess": excess,
         }
 
-    def _score_box(self, coarse: Tensor, shape: tuple[int, ...], organs: dict[int, Box]) -> tuple[int, float | None]:
+    def true_boxes(self, batch: dict) -> list[list[Box]]:
+        """Of each sample: what the localiser should find."""
+        return [list(organs.values()) for organs in batch["organs"]]
+
+    def score_boxes(self, coarse: Tensor, shape: tuple[int, ...], truth: Sequence[Box]) -> tuple[int, float | None]:
         """How many organs lie wholly inside the box that prediction would crop, and its size relative to the box of the truth."""
-        if not organs:
-            return 0, None
-        found = self.network.localise(coarse, shape)
+        found = self.network.localise(coarse, shape) if truth else None
         if found is None:
             return 0, None
         box = self.plan.fine_box(found, shape)
-        needed = self.plan.fine_box(Box.around(organs.values()), shape)
-        return sum(box.contains(organ) for organ in organs.values()), box.volume / needed.volume
+        needed = self.plan.fine_box(Box.around(truth), shape)
+        return sum(box.contains(organ) for organ in truth), box.volume / needed.volume
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         own = ("organs_in_box", "organs", "box_excess")
@@ -141,6 +148,6 @@ class OARCascadeTrainer(OARTrainer):
         excess = f"{np.mean(outputs['box_excess']):.2f}" if outputs["box_excess"] else "not known"
         super().on_validation_epoch_end(val_outputs)
         self.print_to_log_file(
-            f"Localiser: box recall {self.box_recall:.4f} of {sum(outputs['organs'])} organs, box volume relative to the needed "
-            f"one: {excess}"
+            f"Localiser: box recall {self.box_recall:.4f} of {sum(outputs['organs'])} {self.localised}, box volume relative to "
+            f"the needed one: {excess}"
         )

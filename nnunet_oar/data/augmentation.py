@@ -1,9 +1,11 @@
-"""Augmentation of a crop and its labels. Flips are the paper's (000, section 2.1.3), the rest are batchgeneratorsv2's."""
+"""Augmentation of a crop and its labels. Flips are the papers' (000, section 2.1.3; 002, section 2.1), the rest are
+batchgeneratorsv2's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -96,7 +98,24 @@ def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool
     )
 
 
-def spatial_transform(shape: Sequence[int], *, affine: bool, elastic: bool) -> SpatialTransform:
+def in_plane_rotation(shape: Sequence[int], slice_axis: int) -> SpatialTransform:
+    """Rotation of the slices by up to 15 degrees (paper 002, section 2.1, which gives no angle), in half of the samples."""
+    return spatial_transform(shape, affine=True, elastic=False, rotation=_AboutAxis(slice_axis), p_scaling=0)
+
+
+@dataclass(frozen=True)
+class _AboutAxis:
+    """BGv2's angle about each array axis: 0 but for one."""
+
+    axis: int
+
+    def __call__(self, image: Tensor, dim: int) -> float:
+        return np.random.uniform(*_ROTATION) if dim == self.axis else 0.0
+
+
+def spatial_transform(
+    shape: Sequence[int], *, affine: bool, elastic: bool, rotation: RandomScalar = _ROTATION, p_scaling: float = 0.5
+) -> SpatialTransform:
     """Rotation and scaling, elastic deformation (in half of the samples, by up to 8 pixels), or both."""
     return SpatialTransform(
         tuple(shape),
@@ -106,8 +125,8 @@ def spatial_transform(shape: Sequence[int], *, affine: bool, elastic: bool) -> S
         elastic_deform_scale=(0.1, 0.2),
         elastic_deform_magnitude=(2, 8),
         p_rotation=0.5 if affine else 0,
-        rotation=_ROTATION,
-        p_scaling=0.5 if affine else 0,
+        rotation=rotation,
+        p_scaling=p_scaling if affine else 0,
         scaling=(0.85, 1.15),
         p_synchronize_scaling_across_axes=0.5,
         bg_style_seg_sampling=False,

@@ -46,21 +46,22 @@ class CascadeLoader(SampleLoader):
         super().__init__(plan.seed, plan.batch_size, fold=fold, training=training, start=start, workers=workers)
         self.dataset, self.cases, self.cache, self.plan = dataset, list(cases), cache, plan
         self.annotations = annotations
-        self.transforms = {}
-        if training and plan.augmentation == "nnunet":
-            self.transforms = {stage: nnunet_transforms(shape) for stage, shape in
-                               (("coarse", plan.coarse_shape), ("fine", plan.fine_shape))}  # fmt: skip
+        shapes = {"coarse": plan.coarse_shape, "fine": plan.fine_shape} if training else {}
+        self.transforms = {stage: self._transforms(shape) for stage, shape in shapes.items()}
+
+    def _transforms(self, shape: Sequence[int]):
+        return nnunet_transforms(shape) if self.plan.augmentation == "nnunet" else None
 
     def sample(self, n: int) -> dict:
         rng = np.random.default_rng((*self.entropy, n))
         name = self._case(n)
         case, annotated = self.cache.read(name), torch.from_numpy(self.annotations.annotated(name))
         organs = {label: box for label, box in case.organs.items() if annotated[label - 1]}
-        sample = {"image_shape": case.shape, "organs": organs}
+        sample = {"image_shape": case.shape, **self._truth(case, organs)}
         with seeded_globals(int(rng.integers(2**31))):
             zoomed = torch.from_numpy(case.image).float(), torch.from_numpy(case.labels)
             coarse = self._augment("coarse", *zoomed, annotated, rng)
-            box = self._box(case.shape, organs, bool(annotated.all()), rng)
+            box = self._box(n, case, organs, bool(annotated.all()), rng)
             fine = self._augment("fine", *self._crop(name, case, box), annotated, rng)
         for stage, crop in (("coarse", coarse), ("fine", fine)):
             sample |= zip((stage, f"{stage}_target", f"{stage}_annotated"), crop, strict=True)
@@ -81,8 +82,13 @@ class CascadeLoader(SampleLoader):
         shape = self.plan.fine_shape
         return resize(image[None], shape, mode="linear")[0], resize(labels[None], shape, mode="nearest")[0]
 
-    def _box(self, shape: tuple[int, ...], organs: dict[int, Box], complete: bool, rng: np.random.Generator) -> Box:
+    def _truth(self, case: CoarseCase, organs: dict[int, Box]) -> dict:
+        """What validation compares the localiser with."""
+        return {"organs": organs}
+
+    def _box(self, n: int, case: CoarseCase, organs: dict[int, Box], complete: bool, rng: np.random.Generator) -> Box:
         """Where the second stage looks, of the organs that the case annotates (all, if complete)."""
+        shape = case.shape
         around = Box.around(organs.values())
         if around is None:  # an empty label map teaches what background looks like
             return Box.full(shape)
@@ -111,7 +117,7 @@ class CascadeLoader(SampleLoader):
         if not self.training:
             return image, labels, annotated
         image, labels, annotated = flip_at_random(image, labels, annotated, rng, self.plan)
-        if stage in self.transforms:
+        if self.transforms[stage] is not None:
             out = self.transforms[stage](image=image.contiguous(), segmentation=labels.contiguous())
             image, labels = out["image"], out["segmentation"].to(torch.int16)
         return image.contiguous(), labels.contiguous(), annotated

@@ -36,7 +36,7 @@ class CaseCache:
         digest = hashlib.sha256(json.dumps([*key, self.window, self.labels]).encode()).hexdigest()[:12]
         self.folder = Path(dataset.source_folder) / f"oar_{self.kind}_{digest}"
 
-    def content(self, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
+    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
         """What to keep of one case. image: (C, Z, Y, X) normalised float32; seg: (1, Z, Y, X) without negative labels."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class CaseCache:
         image, _ = replace_non_finite(torch.from_numpy(np.array(data[:])))
         seg = np.maximum(np.array(seg[:1]), 0)  # nnU-Net marks what lies outside the nonzero region with -1
         normalisation = measure(image, self.window)
-        content = self.content(normalisation.apply(image), seg)
+        content = self.content(case, normalisation.apply(image), seg)
         with written_whole(self.path(case), shared=True) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,

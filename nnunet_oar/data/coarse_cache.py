@@ -32,7 +32,8 @@ class CoarseCase:
 
 
 class CoarseCache(CaseCache):
-    """The zoomed volumes of one configuration. coarse_shape, coarse_labels: as in the plans; the rest as CaseCache."""
+    """The zoomed volumes of one configuration. coarse_shape, coarse_labels: as in the plans; key: what a sub-class' content depends
+    on; the rest as CaseCache."""
 
     kind, task = "coarse", "zooming cases for the localiser"
 
@@ -43,11 +44,12 @@ class CoarseCache(CaseCache):
         window: tuple[float, float] | None,
         labels: Sequence[int],
         coarse_labels: str = "nearest",
+        key: Sequence = (),
     ):
         self.coarse_shape, self.coarse_labels = tuple(coarse_shape), coarse_labels
-        super().__init__(dataset, window, labels, [FORMAT, self.coarse_shape, coarse_labels])
+        super().__init__(dataset, window, labels, [FORMAT, self.coarse_shape, coarse_labels, *key])
 
-    def content(self, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
+    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
         coarse = resize(image[None], self.coarse_shape, mode="linear")[0]
         if self.coarse_labels == "covering":
             labels = covering_labels(seg[0], self.coarse_shape, self.labels)[None]

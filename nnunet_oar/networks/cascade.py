@@ -1,38 +1,44 @@
-"""The whole pipeline as one module: localise in the zoomed CT, segment the box of the organs, paste back.
+"""Two stages as one module: localise in the zoomed CT, segment boxes of it, paste back.
 
-Paper: Chen et al., Two-stage network for OAR segmentation (SegTHOR 2019), sections 2.1.4 and 2.2.2, figure 2. Both guards, the
-background-relative logits and the averaging at prediction are ours; docs/papers.md lists what the paper leaves open.
+CascadeNetwork: Chen et al., Two-stage network for OAR segmentation (SegTHOR 2019), sections 2.1.4 and 2.2.2, figure 2. Both guards,
+the background-relative logits and the averaging at prediction are ours; docs/papers.md lists what the paper leaves open.
 """
 
 from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnunet_oar.components import drop_small
+from nnunet_oar.networks.crops import organ_logits_of, segment_growing
 from nnunet_oar.networks.residual_unet import ResidualUNet3D
 from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
-from nnunet_oar.plan import CascadePlan
+from nnunet_oar.plan import CascadePlan, TwoStagePlan
 from nnunet_oar.roi import Box, resize
 
 # An organ that is found without localisation is kept if its extent lies in the range seen in training, widened by this.
 EXTENT_TOLERANCE = 0.2
 
 
-class CascadeNetwork(VolumeNetwork):
-    """Localiser and segmenter in one module with one checkpoint (`CascadePlan` holds every number).
+class TwoStageNetwork(VolumeNetwork):
+    """Localiser of the zoomed CT and segmenter of boxes of it, two networks of the same architecture in one module.
 
     forward of a volume: see VolumeNetwork. forward of a dict, {"coarse": (B, C, *coarse_shape)} and / or {"fine": (B, C,
-    *fine_shape)}, both normalised: the same keys with that stage's logits (B, K, *shape), float32.
+    *fine_shape)}, both normalised: the same keys with that stage's logits (B, coarse_classes or K, *shape), float32.
     """
 
-    def __init__(self, in_channels: int, plan: CascadePlan, canvas: tuple[int, ...] | None = None):
+    def __init__(self, in_channels: int, plan: TwoStagePlan, canvas: tuple[int, ...] | None, coarse_classes: int):
         super().__init__(plan, canvas)
-        classes = self.num_classes
-        self.localizer = ResidualUNet3D(in_channels, classes, plan.coarse_features, plan.coarse_strides, plan.dropout)
-        self.segmenter = ResidualUNet3D(in_channels, classes, plan.fine_features, plan.fine_strides, plan.dropout)
+        self.coarse_classes = coarse_classes
+        self.localizer = ResidualUNet3D(
+            in_channels, coarse_classes, plan.coarse_features, plan.coarse_strides, plan.dropout
+        )
+        self.segmenter = ResidualUNet3D(
+            in_channels, self.num_classes, plan.fine_features, plan.fine_strides, plan.dropout
+        )
 
     @property
     def stages(self) -> dict[str, nn.Module]:
@@ -41,47 +47,15 @@ class CascadeNetwork(VolumeNetwork):
     def forward_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {stage: run_float32(self.stages[stage], images) for stage, images in batch.items()}
 
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        shape = tuple(image.shape[2:])
-        report.localised = self.localise(resize(image, self.plan.coarse_shape, mode="linear"), shape)
-        found = report.localised is not None
-        if found:
-            box = self.plan.fine_box(report.localised, shape)
-        elif self.plan.fallback_whole:
-            box = Box.full(shape)
-            report.warn(
-                "the localiser found no organ; the whole image was segmented instead and only organs of a size seen in "
-                "training are kept"
-            )
-        else:
-            report.warn("the localiser found no organ: the result is empty")
-            return None
-        box, fine = self._segment_growing(image, box, report)
-        report.fine_box = box
-        organ_logits = self._at_full_resolution(fine, box.shape)
-        self._average_variants(image, report.localised or box, box, organ_logits)
-        if not found:
-            self._drop_implausible(organ_logits, report)
-        return box, organ_logits.clamp_min_(self.plan.floor)
+    def coarse_labels(self, coarse_image: Tensor) -> np.ndarray:
+        """Normalised zoomed CT (1, C, *coarse_shape) -> what the localiser sees in it, (*coarse_shape) integers."""
+        labels = run_float32(self.localizer, coarse_image).argmax(1)[0]
+        return labels.to(torch.uint8 if self.coarse_classes < 256 else torch.int16).cpu().numpy()
 
-    def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> Box | None:
-        """Normalised zoomed CT (1, C, *coarse_shape) -> box of all organs in voxels of the image; None if nothing is found.
+    def zoomed(self, image: Tensor) -> Tensor:
+        return resize(image, self.plan.coarse_shape, mode="linear")
 
-        Section 2.1.4: components under 5% of the organ's largest one are dropped first. The paper upsamples the prediction
-        (nearest neighbour) and then takes the box; rescaling the box of the coarse grid gives the same without the volume.
-        """
-        labels = (
-            run_float32(self.localizer, coarse_image)
-            .argmax(1)[0]
-            .to(torch.uint8 if self.num_classes < 256 else torch.int16)
-        )
-        labels = labels.cpu().numpy()
-        fraction = self.plan.component_fraction
-        boxes = (Box.from_mask(drop_small(labels == label, fraction)) for label in range(1, self.num_classes))
-        organs = Box.around(box for box in boxes if box is not None)
-        return None if organs is None else organs.rescaled(self.plan.coarse_shape, image_shape)
-
-    def _segment(self, image: Tensor, box: Box, flips: tuple[int, ...] = ()) -> Tensor:
+    def segment(self, image: Tensor, box: Box, flips: tuple[int, ...] = ()) -> Tensor:
         """Logits relative to the background, (1, K, *fine_shape), of one box; `flips`: spatial axes to mirror meanwhile."""
         axes = [axis + 2 for axis in flips]
         crop = resize(image[(..., *box.slices)], self.plan.fine_shape, mode="linear")
@@ -93,38 +67,62 @@ class CascadeNetwork(VolumeNetwork):
             logits = logits[:, order]
         return logits - logits[:, :1]
 
-    def _segment_growing(self, image: Tensor, box: Box, report: PredictionReport) -> tuple[Box, Tensor]:
-        """Segment; where an organ touches a side of the box that is no face of the image, grow that side and try again."""
-        fine = self._segment(image, box)
-        for _ in range(self.plan.grow_attempts):
-            grown = self._grown(box, fine, tuple(image.shape[2:]))
-            if grown == box:
-                return box, fine
+    def segment_growing(
+        self, image: Tensor, box: Box, report: PredictionReport, largest_only: bool = False
+    ) -> tuple[Box, Tensor]:
+        plan = self.plan
+        return segment_growing(
+            lambda wanted: self.segment(image, wanted),
+            box,
+            image.shape[2:],
+            plan.margin_vox,
+            plan.grow_attempts,
+            report,
+            largest_only,
+        )
+
+
+class CascadeNetwork(TwoStageNetwork):
+    """One box of all organs (`CascadePlan` holds every number)."""
+
+    def __init__(self, in_channels: int, plan: CascadePlan, canvas: tuple[int, ...] | None = None):
+        super().__init__(in_channels, plan, canvas, len(plan.organs) + 1)
+
+    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
+        shape = tuple(image.shape[2:])
+        organs = self.localise(self.zoomed(image), shape)
+        found = organs is not None
+        if found:
+            report.localised["organs"] = organs
+            box = self.plan.fine_box(organs, shape)
+        elif self.plan.fallback_whole:
+            box = Box.full(shape)
             report.warn(
-                f"an organ reaches the side of its box {box.start}-{box.stop}; segmented again in {grown.start}-{grown.stop}"
+                "the localiser found no organ; the whole image was segmented instead and only organs of a size seen in "
+                "training are kept"
             )
-            box, fine = grown, self._segment(image, grown)
-        if self.plan.grow_attempts and self._grown(box, fine, tuple(image.shape[2:])) != box:
-            report.warn("an organ still reaches the side of its box and may be cut there; look at it")
-        return box, fine
+        else:
+            report.warn("the localiser found no organ: the result is empty")
+            return None
+        box, fine = self.segment_growing(image, box, report)
+        report.boxes["organs"] = box
+        organ_logits = organ_logits_of(fine, box.shape)
+        self._average_variants(image, organs or box, box, organ_logits)
+        if not found:
+            self._drop_implausible(organ_logits, report)
+        return box, organ_logits.clamp_min_(self.plan.floor)
 
-    def _grown(self, box: Box, fine: Tensor, shape: tuple[int, ...]) -> Box:
-        foreground = fine.argmax(1)[0] > 0
-        start, stop = list(box.start), list(box.stop)
-        for axis in range(3):
-            step = max(1, self.plan.margin_vox[axis])
-            if foreground.select(axis, 0).any():
-                start[axis] = max(0, start[axis] - step)
-            if foreground.select(axis, -1).any():
-                stop[axis] = min(shape[axis], stop[axis] + step)
-        return Box(tuple(start), tuple(stop))
+    def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> Box | None:
+        """Normalised zoomed CT (1, C, *coarse_shape) -> box of all organs in voxels of the image; None if nothing is found.
 
-    def _at_full_resolution(self, fine: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """(1, K, *fine_shape) -> organ logits (1, K - 1, *shape); one organ at a time, which halves the peak of memory."""
-        organ_logits = fine.new_empty((1, self.num_classes - 1, *shape))
-        for index in range(self.num_classes - 1):
-            organ_logits[:, index] = resize(fine[:, index + 1 : index + 2], shape, mode="linear")[:, 0]
-        return organ_logits
+        Section 2.1.4: components under 5% of the organ's largest one are dropped first. The paper upsamples the prediction
+        (nearest neighbour) and then takes the box; rescaling the box of the coarse grid gives the same without the volume.
+        """
+        labels = self.coarse_labels(coarse_image)
+        fraction = self.plan.component_fraction
+        boxes = (Box.from_mask(drop_small(labels == label, fraction)) for label in range(1, self.num_classes))
+        organs = Box.around(box for box in boxes if box is not None)
+        return None if organs is None else organs.rescaled(self.plan.coarse_shape, image_shape)
 
     def _average_variants(self, image: Tensor, organs: Box, box: Box, organ_logits: Tensor) -> None:
         """The paper's multi-test: average the logits of the organs in `test_time` over larger boxes and mirrored crops."""
@@ -140,7 +138,7 @@ class CascadeNetwork(VolumeNetwork):
             indices = [index for index, kinds in wanted.items() if needs and needs <= kinds]
             if not indices:
                 continue
-            other = self._segment(image, variant, flip)
+            other = self.segment(image, variant, flip)
             inner = tuple(slice(a - b, c - b) for a, b, c in zip(box.start, variant.start, box.stop, strict=True))
             for index in indices:
                 full = resize(other[:, index + 1 : index + 2], variant.shape, mode="linear")[:, 0]

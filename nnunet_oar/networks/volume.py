@@ -21,10 +21,11 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass
 class PredictionReport:
-    """What happened to one volume: where the organs were looked for (voxels of the volume given) and which guards fired."""
+    """What happened to one volume: where something was found and which box of it was segmented at last (both by name of what is in
+    it, in voxels of the image without padding), and which guards fired."""
 
-    localised: Box | None = None
-    fine_box: Box | None = None
+    localised: dict[str, Box] = field(default_factory=dict)
+    boxes: dict[str, Box] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:

@@ -6,5 +6,6 @@ in nnunet_oar.trainers, where they stay loaded and can be pickled.
 
 from nnunet_oar.trainers.attention import OARAttentionTrainer
 from nnunet_oar.trainers.cascade import OARCascadeTrainer
+from nnunet_oar.trainers.instances import OARInstanceCascadeTrainer
 
-__all__ = ["OARAttentionTrainer", "OARCascadeTrainer"]
+__all__ = ["OARAttentionTrainer", "OARCascadeTrainer", "OARInstanceCascadeTrainer"]

@@ -100,7 +100,7 @@ def test_logits_are_relative_to_the_background_and_never_below_the_floor():
     image, _ = phantom()
     network = make(floor=-3.0)
     logits, _ = predicted(network, image)
-    box = network.reports[0].fine_box
+    box = network.reports[0].boxes["organs"]
     assert (logits[:, 0] == 0).all()
     assert logits.min() == -3.0
     outside = torch.ones(image.shape[2:], dtype=torch.bool)
@@ -179,10 +179,10 @@ def test_small_components_do_not_widen_the_box():
     image[0, 0, 37:40, 41:44, 49:52] = 100.0  # less than 5 % of the organ
     network = make()
     predicted(network, image)
-    assert network.reports[0].localised.stop[0] <= 23
+    assert network.reports[0].localised["organs"].stop[0] <= 23
     network = make(component_fraction=0.0)
     predicted(network, image)
-    assert network.reports[0].localised.stop == (40, 44, 52)
+    assert network.reports[0].localised["organs"].stop == (40, 44, 52)
 
 
 def test_an_image_that_is_zero_everywhere_is_empty_and_says_so():

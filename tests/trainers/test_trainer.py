@@ -91,9 +91,9 @@ def test_a_perfect_localiser_has_recall_one_and_size_one(inside):
     for organ in organs.values():
         union = organ if union is None else union.union(organ)
     trainer.network.localise = lambda coarse, image_shape: union
-    assert trainer._score_box(batch["coarse"][:1], shape, organs) == (len(organs), 1.0)
+    assert trainer.score_boxes(batch["coarse"][:1], shape, list(organs.values())) == (len(organs), 1.0)
     trainer.network.localise = lambda coarse, image_shape: None
-    assert trainer._score_box(batch["coarse"][:1], shape, organs) == (0, None)
+    assert trainer.score_boxes(batch["coarse"][:1], shape, list(organs.values())) == (0, None)
 
 
 def test_an_online_validation_without_any_organ_does_not_fail(inside):

@@ -1,0 +1,94 @@
+"""Samples for the instance cascade: the zoomed CT, and the crop of one instance of the case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from nnunet_oar.annotations import Annotations
+from nnunet_oar.data.augmentation import in_plane_rotation
+from nnunet_oar.data.cascade_loader import CascadeLoader
+from nnunet_oar.data.coarse_cache import CoarseCache, CoarseCase
+from nnunet_oar.instances import find_instances
+from nnunet_oar.plan import InstancePlan
+from nnunet_oar.roi import Box
+
+
+@dataclass(frozen=True)
+class InstanceCase(CoarseCase):
+    """instances: boxes of what the case annotates of each instance, the largest first."""
+
+    instances: tuple[Box, ...]
+
+
+class InstanceCache(CoarseCache):
+    """CoarseCache with the boxes of the instances."""
+
+    def __init__(self, dataset, plan: InstancePlan, labels: Sequence[int], annotations: Annotations):
+        self.plan, self.annotations = plan, annotations
+        annotated = {case: sorted(annotations.labels(case)) for case in dataset.identifiers}
+        rules = [plan.instance_labels, plan.max_instances, plan.component_fraction, plan.join_mm, plan.spacing_mm]
+        super().__init__(
+            dataset,
+            plan.coarse_shape,
+            plan.data_window,
+            labels,
+            plan.coarse_labels,
+            [*rules, sorted(annotated.items())],
+        )
+
+    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
+        boxes = instances_of_labels(seg[0], self.annotations.labels(case), self.plan)
+        instances = np.array([(*box.start, *box.stop) for box in boxes], dtype=np.int64).reshape(-1, 6)
+        return super().content(case, image, seg) | {"instances": instances}
+
+    def read(self, case: str) -> InstanceCase:
+        with np.load(self.path(case)) as stored:
+            instances = tuple(Box(tuple(row[:3]), tuple(row[3:])) for row in stored["instances"])
+        return InstanceCase(**vars(super().read(case)), instances=instances)
+
+
+def instances_of_labels(labels: np.ndarray, annotated: Sequence[int], plan: InstancePlan) -> list[Box]:
+    """Boxes of the instances in a label map (Z, Y, X) of the working spacing of which a case annotates the labels `annotated`."""
+    wanted = [label for label in plan.instance_labels if label in annotated]
+    return find_instances(
+        np.isin(labels, wanted),
+        plan.max_instances,
+        voxel_mm=plan.spacing_mm,
+        fraction=plan.component_fraction,
+        join_mm=plan.join_mm,
+    )
+
+
+class InstanceLoader(CascadeLoader):
+    """Batches as CascadeLoader's; "fine" is the crop of one instance, in training moved at random so that it stays inside (paper
+    002, section 2.2), in validation one after the other; "instances", a list of B: their boxes in the preprocessed case."""
+
+    lists = ("image_shape", "instances")
+    plan: InstancePlan
+
+    def _transforms(self, shape: Sequence[int]):
+        if self.plan.augmentation == "rotation":
+            return in_plane_rotation(shape, self.plan.slice_axis)
+        return super()._transforms(shape)
+
+    def _truth(self, case: InstanceCase, organs: dict[int, Box]) -> dict:
+        return {"instances": list(case.instances)}
+
+    def _box(self, n: int, case: InstanceCase, organs: dict[int, Box], complete: bool, rng: np.random.Generator) -> Box:
+        plan, shape = self.plan, case.shape
+        if not case.instances:  # teaches what background looks like
+            return Box.full(shape)
+        if not self.training:
+            return plan.fine_box(case.instances[n // len(self.cases) % len(case.instances)], shape)
+        instance = case.instances[rng.integers(len(case.instances))]
+        box = plan.fine_box(instance, shape)
+        reach = np.array(plan.margin_vox)
+        # what keeps the instance in the box and the box in the image
+        least = np.maximum(np.maximum(-reach, np.subtract(instance.stop, box.stop)), -np.array(box.start))
+        most = np.minimum(np.minimum(reach, np.subtract(instance.start, box.start)), np.subtract(shape, box.stop))
+        shift = rng.integers(least, most + 1)
+        return Box(tuple(box.start + shift), tuple(box.stop + shift))

@@ -1,0 +1,74 @@
+"""Segmenting a box of a volume on a network's own grid, and growing a box that cuts what it should hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nnunet_oar.components import keep_largest
+from nnunet_oar.networks.volume import PredictionReport
+from nnunet_oar.roi import Box, resize
+
+
+def segment_growing(
+    segment: Callable[[Box], Tensor],
+    box: Box,
+    image_shape: Sequence[int],
+    step: Sequence[int],
+    attempts: int,
+    report: PredictionReport,
+    largest_only: bool = False,
+) -> tuple[Box, Tensor]:
+    """Segment; where an organ touches a side of the box that is no face of the image, grow that side and try again.
+
+    segment: box -> logits (1, K, *grid) of it, the background first; step: voxels to grow a side by; largest_only: only the largest
+    component of the foreground counts, whatever else reaches into the box.
+    Returns the last box and its logits.
+    """
+    logits = segment(box)
+    for _ in range(attempts):
+        bigger = _grown(box, logits, image_shape, step, largest_only)
+        if bigger == box:
+            return box, logits
+        report.warn(
+            f"an organ reaches the side of its box {box.start}-{box.stop}; segmented again in {bigger.start}-{bigger.stop}"
+        )
+        box, logits = bigger, segment(bigger)
+    if attempts and _grown(box, logits, image_shape, step, largest_only) != box:
+        report.warn("an organ still reaches the side of its box and may be cut there; look at it")
+    return box, logits
+
+
+def _grown(box: Box, logits: Tensor, image_shape: Sequence[int], step: Sequence[int], largest_only: bool) -> Box:
+    foreground = (logits.argmax(1)[0] > 0).cpu().numpy()
+    if largest_only:
+        foreground = keep_largest(foreground)
+    start, stop = list(box.start), list(box.stop)
+    for axis in range(3):
+        more = max(1, step[axis])
+        if foreground.take(0, axis).any():
+            start[axis] = max(0, start[axis] - more)
+        if foreground.take(-1, axis).any():
+            stop[axis] = min(image_shape[axis], stop[axis] + more)
+    return Box(tuple(start), tuple(stop))
+
+
+def organ_logits_of(logits: Tensor, shape: Sequence[int]) -> Tensor:
+    """(1, K, *grid) -> organ logits (1, K - 1, *shape); one organ at a time, which halves the peak of memory."""
+    organs = logits.shape[1] - 1
+    out = logits.new_empty((1, organs, *shape))
+    for index in range(organs):
+        out[:, index] = resize(logits[:, index + 1 : index + 2], shape, mode="linear")[:, 0]
+    return out
+
+
+def paste_highest(target: Tensor, where: Box, logits: Tensor, box: Box) -> None:
+    """Write `logits` (..., *box.shape) into `target` (..., *where.shape), the volume of `where`: the higher one stays."""
+    inner = Box(
+        tuple(a - b for a, b in zip(box.start, where.start, strict=True)),
+        tuple(a - b for a, b in zip(box.stop, where.start, strict=True)),
+    )
+    view = target[(..., *inner.slices)]
+    torch.maximum(view, logits, out=view)
