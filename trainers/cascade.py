@@ -76,7 +76,7 @@ class OARCascadeTrainer(OARTrainer):
             for name, module in self.network.stages.items()
         }
         optimizer = StageOptimizers(stages, plan.gradient_clip, self.device)
-        return optimizer, ExponentialDecay(optimizer, plan.learning_rate, plan.lr_decay)
+        return optimizer, ExponentialDecay(optimizer, plan.lr_decay)
 
     def _build_loss(self) -> nn.Module:
         return DiceCrossEntropyLoss(self.plan.cross_entropy_weight)

@@ -53,11 +53,15 @@ class StageOptimizers:
 
 
 class ExponentialDecay:
-    """Learning rate initial * decay^epoch of all groups; a closed form, so that a resumed training needs no state."""
+    """Learning rate of each stage: the one it was made with * decay^epoch, a closed form: a resumed training needs no state."""
 
-    def __init__(self, optimizer: StageOptimizers, initial: float, decay: float):
-        self.optimizer, self.initial, self.decay = optimizer, initial, decay
+    def __init__(self, optimizer: StageOptimizers, decay: float):
+        self.optimizer, self.decay = optimizer, decay
+        self.initial = {
+            name: [group["lr"] for group in of_stage.param_groups] for name, (_, of_stage) in optimizer.stages.items()
+        }
 
     def step(self, epoch: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.initial * self.decay**epoch
+        for name, (_, of_stage) in self.optimizer.stages.items():
+            for group, initial in zip(of_stage.param_groups, self.initial[name], strict=True):
+                group["lr"] = initial * self.decay**epoch

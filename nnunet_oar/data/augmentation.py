@@ -52,11 +52,16 @@ def flip_annotated(annotated: Tensor, axes: Sequence[int], plan: OARPlan) -> Ten
     return swapped
 
 
+def draw_axes(rng: np.random.Generator, plan: OARPlan) -> tuple[int, ...]:
+    """Each of the plan's `flip_axes`, or not."""
+    return tuple(axis for axis in plan.flip_axes if rng.random() < 0.5)
+
+
 def flip_at_random(
     image: Tensor, labels: Tensor, annotated: Tensor, rng: np.random.Generator, plan: OARPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Image, labels and what is annotated, mirrored along each of the plan's `flip_axes` in half of the samples."""
-    axes = tuple(axis for axis in plan.flip_axes if rng.random() < 0.5)
+    axes = draw_axes(rng, plan)
     return *flip(image, labels, axes, plan), flip_annotated(annotated, axes, plan)
 
 
@@ -66,9 +71,13 @@ def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool
 
     elastic: also elastic deformation; slab: channels are neighbouring slices of one CT, whose contrast and sharpness change alike.
     """
+    return ComposeTransforms([spatial_transform(shape, affine=True, elastic=elastic), intensity_transforms(slab=slab)])
+
+
+def intensity_transforms(*, slab: bool = False) -> BasicTransform:
+    """The part of `nnunet_transforms` that moves nothing."""
     return ComposeTransforms(
         [
-            spatial_transform(shape, affine=True, elastic=elastic),
             RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1), apply_probability=0.1),
             RandomTransform(
                 GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=slab, p_per_channel=1),

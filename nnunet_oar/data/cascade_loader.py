@@ -54,7 +54,7 @@ class CascadeLoader(SampleLoader):
 
     def sample(self, n: int) -> dict:
         rng = np.random.default_rng((*self.entropy, n))
-        name = self._case(n)
+        name = self.case_of(n, self.cases)
         case, annotated = self.cache.read(name), torch.from_numpy(self.annotations.annotated(name))
         organs = {label: box for label, box in case.organs.items() if annotated[label - 1]}
         sample = {"image_shape": case.shape, **self._truth(case, organs)}
@@ -66,12 +66,6 @@ class CascadeLoader(SampleLoader):
         for stage, crop in (("coarse", coarse), ("fine", fine)):
             sample |= zip((stage, f"{stage}_target", f"{stage}_annotated"), crop, strict=True)
         return sample
-
-    def _case(self, n: int) -> str:
-        passes, index = divmod(n, len(self.cases))
-        if self.training:
-            index = np.random.default_rng((*self.entropy, passes, 0)).permutation(len(self.cases))[index]
-        return self.cases[index]
 
     def _crop(self, name: str, case: CoarseCase, box: Box) -> tuple[Tensor, Tensor]:
         """Image (C, *fine_shape), normalised, and labels (1, *fine_shape) of the box (paper 000, section 2.2.1)."""

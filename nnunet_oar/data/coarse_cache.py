@@ -55,20 +55,15 @@ class CoarseCache(CaseCache):
             labels = covering_labels(seg[0], self.coarse_shape, self.labels)[None]
         else:
             labels = resize(torch.from_numpy(seg)[None], self.coarse_shape, mode="nearest")[0]
-        organs = []
-        for label in self.labels:
-            box = Box.from_mask(seg[0] == label)
-            if box is not None:
-                organs.append((label, *box.start, *box.stop))
         return {
             "image": coarse.to(torch.float16).numpy(),
             "labels": labels.numpy().astype(np.uint8 if max(self.labels) < 256 else np.int16),
-            "organs": np.array(organs, dtype=np.int64).reshape(-1, 7),
+            "organs": organ_rows(seg[0], self.labels),
         }
 
     def read(self, case: str) -> CoarseCase:
         with np.load(self.path(case)) as stored:
-            organs = {int(row[0]): Box(tuple(row[1:4]), tuple(row[4:7])) for row in stored["organs"]}
+            organs = organ_boxes(stored["organs"])
             return CoarseCase(
                 stored["image"],
                 stored["labels"],
@@ -76,6 +71,18 @@ class CoarseCache(CaseCache):
                 organs,
                 self.normalisation(stored),
             )
+
+
+def organ_rows(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """(n, 7) int64 of label, start and stop for each of `values` that the label map (Z, Y, X) holds."""
+    boxes = ((value, Box.from_mask(labels == value)) for value in values)
+    rows = [(value, *box.start, *box.stop) for value, box in boxes if box is not None]
+    return np.array(rows, dtype=np.int64).reshape(-1, 7)
+
+
+def organ_boxes(rows: np.ndarray) -> dict[int, Box]:
+    """Label -> box, from what `organ_rows` made."""
+    return {int(row[0]): Box(tuple(row[1:4]), tuple(row[4:7])) for row in rows}
 
 
 def covering_labels(labels: np.ndarray, shape: Sequence[int], values: Sequence[int]) -> Tensor:

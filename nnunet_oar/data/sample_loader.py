@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 
@@ -25,6 +28,13 @@ class SampleLoader:
 
     def sample(self, n: int) -> dict:
         raise NotImplementedError
+
+    def case_of(self, n: int, cases: Sequence[str]) -> str:
+        """The case of sample n: all of them in each pass, in training in a new order each time."""
+        passes, index = divmod(n, len(cases))
+        if self.training:
+            index = np.random.default_rng((*self.entropy, passes, 0)).permutation(len(cases))[index]
+        return cases[index]
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by the augmenter in each worker process."""

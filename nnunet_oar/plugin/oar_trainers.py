@@ -6,6 +6,7 @@ in nnunet_oar.trainers, where they stay loaded and can be pickled.
 
 from nnunet_oar.trainers.attention import OARAttentionTrainer
 from nnunet_oar.trainers.cascade import OARCascadeTrainer
+from nnunet_oar.trainers.heatmap import OARHeatmapCascadeTrainer
 from nnunet_oar.trainers.instances import OARInstanceCascadeTrainer
 
-__all__ = ["OARAttentionTrainer", "OARCascadeTrainer", "OARInstanceCascadeTrainer"]
+__all__ = ["OARAttentionTrainer", "OARCascadeTrainer", "OARHeatmapCascadeTrainer", "OARInstanceCascadeTrainer"]

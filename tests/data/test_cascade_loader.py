@@ -74,7 +74,7 @@ def test_folds_seeds_and_numbers_differ(dataset):
 
 def test_each_pass_sees_every_case_once_in_another_order(dataset):
     under_test = loader(dataset)
-    orders = [[under_test._case(n) for n in range(4 * i, 4 * i + 4)] for i in range(6)]
+    orders = [[under_test.case_of(n, under_test.cases) for n in range(4 * i, 4 * i + 4)] for i in range(6)]
     assert all(sorted(order) == dataset.identifiers for order in orders)
     assert len({tuple(order) for order in orders}) > 1
 

@@ -67,8 +67,8 @@ def test_state_goes_through_a_checkpoint(tmp_path):
 
 def test_the_rate_is_a_closed_form_of_the_epoch():
     _, optimizers = two_stages()
-    decay = ExponentialDecay(optimizers, 5e-4, 0.985)
+    decay = ExponentialDecay(optimizers, 0.985)
     decay.step(10)
-    assert {group["lr"] for group in optimizers.param_groups} == {5e-4 * 0.985**10}
+    assert {group["lr"] for group in optimizers.param_groups} == {1e-2 * 0.985**10}
     decay.step(0)
-    assert {group["lr"] for group in optimizers.param_groups} == {5e-4}
+    assert {group["lr"] for group in optimizers.param_groups} == {1e-2}

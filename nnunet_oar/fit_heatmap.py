@@ -1,0 +1,88 @@
+"""What fits the section of OARHeatmapCascadeTrainer to a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nnunet_oar.fit import (
+    Budget,
+    DatasetFacts,
+    common_fields,
+    fit_grid,
+    fit_strides,
+    narrowed_window,
+    plausible_flips,
+    within_budget,
+)
+from nnunet_oar.plan import HeatmapPlan
+
+# Peak memory of one training step per voxel of the grid and feature of the first level, as in fit.py for the residual network
+TRAINING_BYTES_PER_VOXEL_AND_FEATURE = 180
+# The localiser works at 3 mm or coarser and gets this share of what the memory target allows the organs' networks
+LOCALIZER_SHARE = 0.5
+
+
+def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> HeatmapPlan:
+    """`paper`: the paper's numbers, and grids of the organs at the working spacing where the memory target allows it; `fitted`:
+    also the localiser's spacing, widths and rates from the budget."""
+    fields = common_fields(facts, recipe, plausible_flips(facts) if recipe == "fitted" else ())
+    fields |= {
+        "spacing_mm": facts.spacing_mm,
+        "organ_features": HeatmapPlan.organ_features,
+        "margin_vox": HeatmapPlan.margin_vox,
+    }
+    if recipe == "fitted":
+        # 8 or 16: convolutions of other widths are padded to these and cost the same
+        features = 16 if budget.memory_gb >= 2 else 8
+        fields |= {
+            "localizer_features": features,
+            "organ_features": features,
+            "margin_vox": tuple(np.ceil(15 / np.asarray(facts.spacing_mm)).astype(int).tolist()),
+            "measured_margin": True,
+            "centre": "weighted",
+            "hu_window": narrowed_window(facts.window),
+            "augmentation": "nnunet",
+            "organ_learning_rate": 1e-3,
+            "epochs": 250,
+            "iterations_per_epoch": 100,
+            "grow_attempts": 2,
+        }
+    fields |= _organ_grids(facts, budget.memory_gb, fields["organ_features"], fields["margin_vox"])
+    return within_budget(_with_localizer(HeatmapPlan(**fields), facts, budget.memory_gb), budget)
+
+
+def _organ_grids(facts: DatasetFacts, memory_gb: float, features: int, margin_vox: Sequence[int]) -> dict:
+    """Each organ's spacing and strides, for a box of its mean size and margin: "customise the networks" (section II.B)."""
+    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features)
+    spacing = np.asarray(facts.spacing_mm)
+    steps, strides = {}, {}
+    for organ, label in facts.labels.items():
+        sizes = [case.organs[label].shape for case in facts.cases if label in case.organs]
+        # an organ that no case holds has a network that is never trained
+        size_mm = (np.mean(sizes or [(1, 1, 1)], axis=0) + 2 * np.asarray(margin_vox)) * spacing
+        grid = fit_grid(size_mm, spacing, voxels)
+        # the grid's least sizes and multiples of 8 may be finer than half the working spacing
+        step = np.maximum(size_mm / grid / spacing, 0.5)
+        steps[organ] = tuple(float(value) for value in step.round(4))
+        strides[organ] = fit_strides(grid, step * spacing)
+    return {"organ_step_vox": steps, "organ_strides": strides}
+
+
+def _with_localizer(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) -> HeatmapPlan:
+    """The localiser's spacing (fitted) or the part of a case that it is trained on at once (paper), and its strides."""
+    spacing = np.asarray(facts.spacing_mm)
+    bound = LOCALIZER_SHARE * memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * plan.localizer_features)
+    image_mm = np.percentile([case.shape for case in facts.cases], 95, axis=0) * spacing
+    if plan.recipe == "fitted":
+        grid = fit_grid(image_mm, np.maximum(plan.localizer_spacing_mm, spacing), bound)
+        wanted = np.maximum(image_mm / grid, np.maximum(plan.localizer_spacing_mm, spacing)).round(4)
+        plan = replace(plan, localizer_spacing_mm=tuple(wanted.tolist()))
+    largest = np.max([plan.localizer_shape(case.shape) for case in facts.cases], axis=0)
+    share = bound / np.prod(largest, dtype=float)
+    if share < 0.7:
+        largest = np.maximum(16 * np.round(largest * share ** (1 / 3) / 16), 16).astype(int)
+        plan = replace(plan, localizer_crop=tuple(largest.tolist()))
+    return replace(plan, localizer_strides=fit_strides(largest, plan.localizer_spacing_mm))

@@ -1,0 +1,25 @@
+"""Loss of heat maps: paper 001 (VISCERAL), equation (1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class HeatmapL2Loss(nn.Module):
+    """Mean over voxels and annotated organs of the squared difference."""
+
+    def forward(self, heat: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
+        """A scalar of at least float32; 0 with a gradient where nothing is annotated.
+
+        heat, target: (B, K - 1, *spatial); annotated: bool (B, K - 1), None for all. Raises ValueError for shapes that differ.
+        """
+        if heat.shape != target.shape or (annotated is not None and annotated.shape != heat.shape[:2]):
+            raise ValueError(
+                f"heat and target must be (B, K - 1, *spatial) and annotated (B, K - 1), got {tuple(heat.shape)}, "
+                f"{tuple(target.shape)} and {None if annotated is None else tuple(annotated.shape)}"
+            )
+        per_organ = (heat.float() - target.float()).square().flatten(2).mean(-1)
+        if annotated is None:
+            return per_organ.mean()
+        counts = annotated.to(per_organ)
+        return (per_organ * counts).sum() / counts.sum().clamp_min(1)

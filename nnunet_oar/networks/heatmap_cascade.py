@@ -1,0 +1,108 @@
+"""Heat maps find each organ, a binary network of its own segments it, overlaps go to the most probable organ.
+
+Paper: Navarro et al., A unified 3D framework for organs at risk localization and segmentation (VISCERAL), sections II.A and II.B.
+Measured margins and the growing of boxes that cut an organ are ours, see docs/papers.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_oar.heatmaps import find_centre
+from nnunet_oar.networks.crops import paste_highest, segment_growing
+from nnunet_oar.networks.heatmap import HeatmapNet3D
+from nnunet_oar.networks.unet3d import UNet3D
+from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
+from nnunet_oar.plan import HeatmapPlan
+from nnunet_oar.roi import Box, resize
+
+
+class HeatmapCascadeNetwork(VolumeNetwork):
+    """Localiser and one network per organ in one module (`HeatmapPlan` holds every number).
+
+    forward of a volume: see VolumeNetwork. forward of a dict with "coarse" (B, C, Z, Y, X) at the localiser's spacing, a label, or
+    both: the same keys with heat (B, K - 1, Z, Y, X), and with the logits (B, 1, Z, Y, X) of that label's crop, float32.
+
+    Buffers, set by the trainer: `organ_size_mm` (K - 1, 3), mean extent in the training cases, 0 for an organ that none holds;
+    `margin_mm` (K - 1, 3); `centre_error_mm` (K - 1,), mean distance of the localiser's centres in the training cases, NaN: not
+    measured.
+    """
+
+    def __init__(self, in_channels: int, plan: HeatmapPlan, canvas: tuple[int, ...] | None = None):
+        super().__init__(plan, canvas)
+        organs = len(plan.organs)
+        self.localizer = HeatmapNet3D(in_channels, organs, plan.localizer_features, plan.localizer_strides)
+        self.segmenters = nn.ModuleDict(
+            {
+                str(label): UNet3D(in_channels, 1, plan.organ_features, plan.organ_strides[organ])
+                for label, organ in enumerate(plan.organs, start=1)
+            }
+        )
+        margin = torch.tensor(plan.margin_vox) * torch.tensor(plan.spacing_mm)
+        self.register_buffer("organ_size_mm", torch.zeros(organs, 3))
+        self.register_buffer("margin_mm", margin.float().repeat(organs, 1))
+        self.register_buffer("centre_error_mm", torch.full((organs,), torch.nan))
+
+    @property
+    def stages(self) -> dict[str | int, nn.Module]:
+        return {"coarse": self.localizer} | {int(label): network for label, network in self.segmenters.items()}
+
+    def forward_batch(self, batch: dict[str | int, Tensor]) -> dict[str | int, Tensor]:
+        return {stage: run_float32(self.stages[stage], images) for stage, images in batch.items()}
+
+    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
+        shape = tuple(image.shape[2:])
+        centres = self.localise(resize(image, self.plan.localizer_shape(shape), mode="linear"), shape)
+        parts = []
+        for index, (organ, centre) in enumerate(zip(self.organs, centres, strict=True)):
+            if centre is None:
+                continue
+            report.localised[organ] = self.organ_box(index, centre, shape)
+            box, logits = segment_growing(
+                lambda wanted, organ=organ, label=index + 1: self._segment(image, wanted, organ, label),
+                report.localised[organ],
+                shape,
+                self.plan.margin_vox,
+                self.plan.grow_attempts,
+                report,
+                largest_only=True,
+            )
+            report.boxes[organ] = box
+            parts.append((index, box, resize(logits[:, 1:], box.shape, mode="linear").clamp_min_(self.plan.floor)))
+        if not parts:
+            report.warn("the localiser found no organ: the result is empty")
+            return None
+        # log-odds against each organ's own background: the highest is the highest probability
+        where = Box.around(box for _, box, _ in parts)
+        merged = torch.full((1, len(self.organs), *where.shape), self.plan.floor, device=image.device)
+        for index, box, logits in parts:
+            paste_highest(merged[:, index : index + 1], where, logits, box)
+        return where, merged
+
+    def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:
+        """Normalised CT (1, C, Z, Y, X) at the localiser's spacing -> of each organ the centre in voxels of the image (edge
+        coordinates), None where it is absent, or was in all of the training cases."""
+        plan = self.plan
+        heat = run_float32(self.localizer, coarse_image)[0].cpu().numpy()
+        shape = heat.shape[1:]
+        # the grid need not end where the image does: its spacing is nearly the wanted one
+        spacing = [size * old / new for size, old, new in zip(plan.spacing_mm, image_shape, shape, strict=True)]
+        centres = []
+        for channel, known in zip(heat, self.organ_size_mm.any(1).tolist(), strict=True):
+            centre = find_centre(channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre) if known else None
+            centres.append(
+                centre and tuple(c * old / new for c, old, new in zip(centre, image_shape, shape, strict=True))
+            )
+        return centres
+
+    def organ_box(self, index: int, centre: tuple[float, ...], image_shape: tuple[int, ...]) -> Box:
+        """The box about a centre in which the organ of that index is segmented."""
+        size, margin = self.organ_size_mm[index].tolist(), self.margin_mm[index].tolist()
+        return self.plan.organ_box(centre, size, margin, image_shape)
+
+    def _segment(self, image: Tensor, box: Box, organ: str, label: int) -> Tensor:
+        """Logits of background (0) and organ, (1, 2, *grid), of one box at the organ's own spacing."""
+        grid = self.plan.organ_shape(organ, box.shape)
+        logits = run_float32(self.segmenters[str(label)], resize(image[(..., *box.slices)], grid, mode="linear"))
+        return torch.cat((torch.zeros_like(logits), logits), 1)

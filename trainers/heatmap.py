@@ -1,0 +1,212 @@
+"""Heat-map cascade of VISCERAL: Navarro et al., A unified 3D framework for organs at risk localization and segmentation for
+radiation therapy planning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from nnunet_oar.trainers.base import OARTrainer
+from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnunet_oar.annotations import organ_labels
+from nnunet_oar.data.heatmap_loader import HeatmapCache, HeatmapLoader
+from nnunet_oar.fit import Budget, DatasetFacts
+from nnunet_oar.fit_heatmap import fit_heatmap_cascade
+from nnunet_oar.heatmaps import gaussian_heatmaps
+from nnunet_oar.losses import DiceCELoss, HeatmapL2Loss
+from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
+from nnunet_oar.plan import HeatmapPlan
+from nnunet_oar.roi import Box
+
+# Share of the training organs that measured margins hold, per axis, so that all three hold 99%
+HELD_PER_AXIS = 1 - 0.01 / 3
+
+
+class OARHeatmapCascadeTrainer(OARTrainer):
+    """The localiser and a network per organ, trained side by side: each iteration updates the localiser and a few organs.
+
+    Crops come from the truth, moved at random, so no network depends on another: each has its own optimiser.
+    """
+
+    plan_class = HeatmapPlan
+
+    @classmethod
+    def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> HeatmapPlan:
+        return fit_heatmap_cascade(facts, recipe, budget)
+
+    @classmethod
+    def make_network(cls, in_channels: int, plan: HeatmapPlan, canvas: tuple[int, ...]) -> HeatmapCascadeNetwork:
+        return HeatmapCascadeNetwork(in_channels, plan, canvas)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels: int, num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        return OARHeatmapCascadeTrainer.network_from_plans(
+            configuration_manager, num_input_channels, num_output_channels
+        )
+
+    def prepare_data(self, dataset) -> None:
+        self.cache = HeatmapCache(dataset, self.plan, list(organ_labels(self.dataset_json).values()))
+        self.cache.build(dataset.identifiers)
+
+    def organs_of(self, case: str) -> dict[int, Box]:
+        """Label -> box of the organs that a case annotates and holds."""
+        annotated = self.annotations.labels(case)
+        return {label: box for label, box in self.cache.read(case).organs.items() if label in annotated}
+
+    def learn_from_cases(self, cases: Sequence[str]) -> None:
+        sizes: dict[int, list] = {}
+        for case in cases:
+            for label, box in self.organs_of(case).items():
+                sizes.setdefault(label, []).append(box.shape)
+        for label, of_organ in sizes.items():
+            mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
+            self.network.organ_size_mm[label - 1] = torch.from_numpy(mean)
+        missing = [organ for label, organ in enumerate(self.plan.organs, start=1) if label not in sizes]
+        if missing:
+            self.print_to_log_file(f"No training case holds {', '.join(missing)}: they will be absent from all results")
+
+    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> HeatmapLoader:
+        return HeatmapLoader(
+            dataset,
+            cases,
+            self.cache,
+            self.plan,
+            self.annotations,
+            self.network.organ_size_mm.cpu().numpy(),
+            fold=self.fold,
+            training=training,
+            start=start,
+            workers=workers,
+        )
+
+    def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
+        """Adam with a decaying rate for each network (section III, "Optimization"; how it decays is not given)."""
+        plan = self.plan
+        self.initial_lr, self.weight_decay = plan.localizer_learning_rate, 0.0
+        stages = {}
+        for name, module in self.network.stages.items():
+            rate = plan.localizer_learning_rate if name == "coarse" else plan.organ_learning_rate
+            stages[name] = module, torch.optim.Adam(module.parameters(), rate)
+        optimizer = StageOptimizers(stages, plan.gradient_clip, self.device)
+        return optimizer, ExponentialDecay(optimizer, plan.lr_decay)
+
+    def _build_loss(self) -> nn.Module:
+        return nn.ModuleDict({"coarse": HeatmapL2Loss(), "fine": DiceCELoss()})
+
+    def train_step(self, batch: dict) -> dict:
+        heat = self.network({"coarse": batch["coarse"].to(self.device, non_blocking=True)})["coarse"]
+        loss = self._heat_loss(heat, batch)
+        self.optimizer.update("coarse", loss)
+        total = loss.item()
+        for label, image, mask in batch["crops"][0]:
+            _, loss = self._organ(label, image, mask)
+            self.optimizer.update(label, loss)
+            total += loss.item() / len(batch["crops"][0])
+        return {"loss": np.float64(total)}
+
+    def _heat_loss(self, heat: Tensor, batch: dict) -> Tensor:
+        shape = heat.shape[2:]
+        centres = batch["centres"][0].to(self.device)
+        target = gaussian_heatmaps(centres, shape, self.plan.localizer_spacing_mm, self.plan.sigma2_mm2)
+        return self.loss["coarse"](heat, target[None], batch["annotated"].to(self.device))
+
+    def _organ(self, label: int, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of one crop and their loss."""
+        logits = self.network({label: image[None].to(self.device, non_blocking=True)})[label]
+        return logits, self.loss["fine"](logits, mask[None].to(self.device, non_blocking=True))
+
+    def validation_step(self, batch: dict) -> dict:
+        """Pseudo Dice of the organs' networks on the boxes of the truth; errors of the localiser's centres, organs in its boxes."""
+        heat = self.network({"coarse": batch["coarse"].to(self.device)})["coarse"]
+        loss = self._heat_loss(heat, batch).item()
+        counts = {
+            key: np.zeros(len(self.plan.organs), dtype=np.int64) for key in ("tp_hard", "fp_hard", "fn_hard", "samples")
+        }
+        for label, image, mask in batch["crops"][0]:
+            logits, of_organ = self._organ(label, image, mask)
+            loss += of_organ.item() / len(batch["crops"][0])
+            found, there = logits[0].cpu() > 0, mask > 0
+            counts["tp_hard"][label - 1] += int((found & there).sum())
+            counts["fp_hard"][label - 1] += int((found & ~there).sum())
+            counts["fn_hard"][label - 1] += int((there & ~found).sum())
+            counts["samples"][label - 1] += 1
+        errors, inside = self._localised(batch["coarse"], batch["image_shape"][0], batch["organs"][0])
+        return {"loss": np.float64(loss), **counts, "centre_error_mm": errors, "organs_in_box": inside}
+
+    def _localised(
+        self, coarse: Tensor, shape: tuple[int, ...], organs: dict[int, Box]
+    ) -> tuple[dict[int, float], dict[int, bool]]:
+        """Of each organ in the case: distance of its centre from the localiser's in mm (infinite: not found), and whether it lies
+        wholly in the box that prediction would crop."""
+        centres = self.network.localise(coarse.to(self.device), shape)
+        errors, inside = {}, {}
+        for label, box in organs.items():
+            centre = centres[label - 1]
+            errors[label], inside[label] = np.inf, False
+            if centre is not None:
+                errors[label] = float(np.linalg.norm(np.subtract(centre, box.centre) * self.plan.spacing_mm))
+                inside[label] = self.network.organ_box(label - 1, centre, shape).contains(box)
+        return errors, inside
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        errors = [error for output in val_outputs for error in output["centre_error_mm"].values()]
+        inside = [held for output in val_outputs for held in output["organs_in_box"].values()]
+        found = [error for error in errors if np.isfinite(error)]
+        super().on_validation_epoch_end(val_outputs)
+        self.print_to_log_file(
+            f"Localiser: {len(found)} of {len(errors)} organs found, mean error of their centres "
+            f"{np.mean(found) if found else np.nan:.1f} mm, box recall {sum(inside) / max(1, len(inside)):.4f}"
+        )
+
+    def on_train_end(self) -> None:
+        self.measure_margins()
+        super().on_train_end()
+
+    def measure_margins(self) -> None:
+        """Errors of the localiser's centres on the training cases, and the margins that would hold 99% of the organs it finds."""
+        network, plan = self.network, self.plan
+        # not kept: nnU-Net writes what a trainer holds into debug.json, and names may identify patients
+        cases = self.get_tr_and_val_datasets()[0].identifiers
+        errors: dict[int, list] = {label: [] for label in range(1, len(plan.organs) + 1)}
+        missing: dict[int, list] = {label: [] for label in errors}
+        network.eval()
+        with torch.inference_mode():
+            for name in tqdm(cases, "measuring the localiser's margins"):
+                case, organs = self.cache.read(name), self.organs_of(name)
+                coarse = torch.from_numpy(case.image).float()[None].to(self.device)
+                centres = network.localise(coarse, case.shape)
+                for label, box in organs.items():
+                    centre = centres[label - 1]
+                    if centre is None:
+                        errors[label].append(np.inf)
+                        continue
+                    errors[label].append(float(np.linalg.norm(np.subtract(centre, box.centre) * plan.spacing_mm)))
+                    reach = np.maximum(np.subtract(centre, box.start), np.subtract(box.stop, centre)) * plan.spacing_mm
+                    missing[label].append(reach - network.organ_size_mm[label - 1].cpu().numpy() / 2)
+        lines = []
+        for label, organ in enumerate(plan.organs, start=1):
+            if not missing[label]:
+                continue
+            found = [error for error in errors[label] if np.isfinite(error)]
+            needed = np.quantile(missing[label], HELD_PER_AXIS, axis=0, method="higher").clip(min=0)
+            # a localiser that is lost must not make boxes that exceed the memory
+            bound = (network.organ_size_mm[label - 1] / 2).cpu().numpy() + 2 * np.multiply(
+                plan.margin_vox, plan.spacing_mm
+            )
+            network.centre_error_mm[label - 1] = float(np.mean(found))
+            if plan.measured_margin:
+                network.margin_mm[label - 1] = torch.from_numpy(np.minimum(needed, bound))
+            used = network.margin_mm[label - 1].cpu().numpy()
+            held = np.mean([(more <= used + 1e-3).all() for more in missing[label]])
+            lines.append(
+                f"{organ}: found in {len(found)} of {len(errors[label])}, error of the centre {np.mean(found):.1f} mm, "
+                f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, holds {held:.3f}"
+            )
+        self.print_to_log_file("The localiser on the training cases:\n" + "\n".join(lines))
