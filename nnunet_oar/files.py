@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,22 @@ def written_whole(path: Path | str, *, shared: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: Path | str) -> Iterator[Path]:
+    """Context that gives a temporary folder beside `folder`, which is new or empty, and renames it to `folder` at the end.
+
+    If the body raises, `folder` is as before and the temporary one is gone.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.is_dir():
+            folder.rmdir()  # raises unless it is empty; rename() does not replace a folder everywhere
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -8,7 +8,7 @@ import sys
 
 from nnunet_oar.version import __version__
 
-COMMANDS = ("env", "doctor", "phantom", "annotations", "plan", "prepare", "postprocessing")
+COMMANDS = ("env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "postprocessing")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import shutil
 import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from nnunet_oar.datasets.phantom_body import BODY_REGIONS
 from nnunet_oar.datasets.phantom_regions import REGIONS, Region
 from nnunet_oar.datasets.phantom_shapes import Canvas, scanned
+from nnunet_oar.files import folder_written_whole
 
 FILE_ENDING = ".nii.gz"
 
@@ -121,9 +120,7 @@ def write_dataset(
     else:
         names = [f"phantom_{region}_{case:03d}" for case in numbers]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
+    with folder_written_whole(folder) as partial:
         jobs = [
             (partial, "Tr" if case < cases else "Ts", name, region, seed, case, spacing_mm)
             for case, name in enumerate(names)
@@ -145,12 +142,6 @@ def write_dataset(
             in_training = dict(zip(names[:cases], body_regions[:cases], strict=True))
             description["body_regions"] = {"names": list(BODY_REGIONS), "cases": in_training}
         (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
-        if folder.is_dir():
-            folder.rmdir()  # empty, as checked above; rename() does not replace a folder everywhere
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return names
 
 
