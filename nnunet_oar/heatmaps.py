@@ -43,7 +43,8 @@ def find_centre(
     if not above.any():
         return None
     region = keep_largest(above)
-    midpoint = Box.from_mask(region).centre
+    bounds = Box.from_mask(region)
+    midpoint = bounds.centre
     if method == "midpoint":
         return midpoint
     voxels = np.argwhere(region)
@@ -54,5 +55,6 @@ def find_centre(
     height = np.log(value) + (offset**2).sum(1) / (2 * sigma2_mm2)
     design = np.column_stack((np.ones(len(offset)), offset))
     slope = np.linalg.lstsq(design * value[:, None], height * value, rcond=1e-6)[0][1:]
-    centre = midpoint + slope * sigma2_mm2 / spacing
-    return tuple(float(c) for c in np.clip(centre, 0, heat.shape))
+    # a centre in the image lies in its own region; heat that is no Gaussian must not point anywhere else
+    centre = np.clip(midpoint + slope * sigma2_mm2 / spacing, bounds.start, bounds.stop)
+    return tuple(float(c) for c in centre)

@@ -12,20 +12,21 @@ import argparse
 import json
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from benchmark_partial_annotation import CASCADE, PLANS, Data, make_openkbp
+from arms import Data, make_openkbp
 from pipeline import Pipeline
 
 from nnunet_oar.plan import COARSE_LABELS, SECTION
 
 
-def train_and_score(data: Data, labels: str, updates: int) -> dict[str, float]:
+def train_and_score(data: Data, plans: dict, labels: str, updates: int) -> dict[str, float]:
     """Box recall over all organs, and the box's volume relative to the needed one over the complete patients."""
     from nnunet_oar.trainers.cascade import OARCascadeTrainer
 
-    plans = json.loads((data.preprocessed / f"{PLANS[CASCADE]}.json").read_text()) | {"continue_training": False}
+    plans = deepcopy(plans) | {"continue_training": False}
     plans["configurations"]["3d_fullres"][SECTION] |= {"coarse_labels": labels, "iterations_per_epoch": updates}
     split = [{"train": [case for i, case in enumerate(data.cases) if i % 6], "val": data.cases[::6]}]
     (data.preprocessed / "splits_final.json").write_text(json.dumps(split))
@@ -46,7 +47,9 @@ def train_and_score(data: Data, labels: str, updates: int) -> dict[str, float]:
         case, annotated = trainer.cache.read(name), trainer.annotations.labels(name)
         organs = {label: box for label, box in case.organs.items() if label in annotated}
         with torch.no_grad():
-            found, size = trainer._score_box(torch.from_numpy(case.image).float()[None], case.shape, organs)
+            found, size = trainer.score_boxes(
+                torch.from_numpy(case.image).float()[None], case.shape, list(organs.values())
+            )
         held, present = held + found, present + len(organs)
         if size is not None and len(annotated) == len(trainer.plan.organs):
             sizes.append(size)
@@ -58,7 +61,7 @@ def main() -> int:
     parser.add_argument("-o", type=Path, default=Path("partial_annotation_output"), help="folder, kept between runs")
     parser.add_argument("--updates", type=int, default=320)
     parser.add_argument(
-        "--cascade", default="--epochs 10 --iterations 32 -gpu_memory_target 0.4", help="options of nnunet_oar prepare"
+        "--cascade", default="--epochs 10 --iterations 32 -gpu_memory_target 0.4", help="options of nnunet_oar plan"
     )
     args = parser.parse_args()
     pipeline = Pipeline(args.o)
@@ -67,9 +70,9 @@ def main() -> int:
         pipeline.environment | {"nnUNet_results": str(pipeline.folder / "localiser"), "nnUNet_n_proc_DA": "0"}
     )
     data = Data(pipeline, "Dataset501_OpenKBP", make_openkbp)
-    data.plan({CASCADE}, {CASCADE: args.cascade})
+    plans = data.plan("OARCascadeTrainer", args.cascade)
     for labels in COARSE_LABELS:
-        scores = train_and_score(data, labels, args.updates)
+        scores = train_and_score(data, plans, labels, args.updates)
         print(
             f"{labels:9s} {args.updates} updates: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         )

@@ -11,30 +11,17 @@ add seeds or arms later. The table is printed at the end and with --table alone.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-from pipeline import Pipeline, best_device
+from arms import LEAST_ML, Data, load_results, make_openkbp, save_results
+from pipeline import Pipeline
 
-from nnunet_oar.annotations import Annotations, organ_labels
 from nnunet_oar.datasets.phantom import write_dataset
-from nnunet_oar.evaluation.dice import score_folder
-from nnunet_oar.files import written_whole
-from nnunet_oar.plan import SECTION
 
 CASCADE, ATTENTION = "OARCascadeTrainer", "OARAttentionTrainer"
-PLANS = {CASCADE: "nnUNetOARPlans", ATTENTION: "nnUNetOARAttentionPlans"}
-TEST_PATIENTS = 8
-# a sliver of an organ at the end of the field of view says nothing
-LEAST_ML = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,72 +50,16 @@ ARMS = {
 }
 
 
-class Data:
-    """One data set in the pipeline's folders: raw, planned for both trainers, preprocessed once."""
-
-    def __init__(self, pipeline: Pipeline, name: str, make: Callable[[Path], None]):
-        self.pipeline, self.name, self.number = pipeline, name, int(name[7:10])
-        self.raw, self.preprocessed = pipeline.raw / name, pipeline.preprocessed / name
-        if not self.raw.is_dir():
-            make(self.raw)
-        self.dataset_json = json.loads((self.raw / "dataset.json").read_text())
-        self.annotations = Annotations.from_dataset_json(self.dataset_json)
-        self.cases = sorted(path.name[: -len(".nii.gz")] for path in (self.raw / "labelsTr").iterdir())
-
-    def plan(self, trainers: set[str], budgets: dict[str, str]) -> None:
-        for trainer in sorted(trainers, reverse=True):
-            if (self.preprocessed / f"{PLANS[trainer]}.json").is_file():
-                continue
-            verb = "prepare" if trainer == CASCADE else "plan"
-            self.pipeline.run(
-                f"{self.name}-{verb}",
-                f"nnunet_oar {verb} -d {self.number} -tr {trainer} -overwrite_plans_name {PLANS[trainer]} {budgets[trainer]} "
-                f"--disable_progress_bar",
-            )
-
-    @cached_property
-    def held(self) -> dict[str, np.ndarray]:
-        """Test case -> bool (K - 1,): whether the CT shows enough of an organ to score it."""
-        held = {}
-        for path in sorted((self.raw / "labelsTs").iterdir()):
-            image = sitk.ReadImage(str(path))
-            millilitres = np.prod(image.GetSpacing()) / 1000
-            voxels = np.bincount(sitk.GetArrayFromImage(image).ravel(), minlength=len(self.annotations.organs) + 1)
-            held[path.name[: -len(".nii.gz")]] = voxels[1:] * millilitres >= LEAST_ML
-        return held
-
-    def score(self, predictions: Path) -> dict[str, dict[str, float | None]]:
-        return score_folder(predictions, self.raw / "labelsTs", organ_labels(self.dataset_json), ".nii.gz")
-
-
-def run_arm(data: Data, name: str, arm: Arm, seed: int) -> dict:
+def run_arm(data: Data, name: str, arm: Arm, seed: int, options: str) -> dict:
     """Train, predict and score one arm; everything of an earlier attempt that was cut off is removed first."""
-    plans_name = f"{name}-{seed}"
-    plans = json.loads((data.preprocessed / f"{PLANS[arm.trainer]}.json").read_text()) | {"plans_name": plans_name}
-    configuration = plans["configurations"]["3d_fullres"]
-    configuration["data_identifier"] = f"{PLANS[CASCADE]}_3d_fullres"
-    configuration[SECTION] |= {"seed": seed, **arm.changes}
-    (data.preprocessed / f"{plans_name}.json").write_text(json.dumps(plans))
+    plans = data.plan(arm.trainer, options)
     train = [case for case in data.cases if not arm.complete or data.annotations.annotated(case).all()]
-    # all are trained on; two stand in for the validation that nnU-Net insists on
-    (data.preprocessed / "splits_final.json").write_text(json.dumps([{"train": train, "val": train[:2]}]))
-    model = f"-tr {arm.trainer} -p {plans_name}"
-    pipeline = data.pipeline
-    results, predictions = pipeline.results / data.name, pipeline.folder / "predictions" / data.name / plans_name
-    shutil.rmtree(results / f"{arm.trainer}__{plans_name}__3d_fullres", ignore_errors=True)
-    shutil.rmtree(predictions, ignore_errors=True)
-    device = best_device()
-    pipeline.run(f"{plans_name}-train", f"nnUNetv2_train {data.number} 3d_fullres 0 {model} -device {device}")
-    pipeline.run(
-        f"{plans_name}-predict",
-        f"nnUNetv2_predict -d {data.number} -i {data.raw / 'imagesTs'} -o {predictions} {model} -c 3d_fullres -f 0 "
-        f"-device {device} -npp 1 -nps 1",
-    )
+    model = data.train(plans, f"{name}-{seed}", {"seed": seed, **arm.changes}, train)
     return {
         "training cases": len(train),
-        "section": configuration[SECTION],
-        "seconds": pipeline.seconds[f"{plans_name}-train"],
-        "dice": data.score(predictions),
+        "options": options,
+        "seconds": data.pipeline.seconds[f"{name}-{seed}-train"],
+        "dice": data.predict(model),
     }
 
 
@@ -145,13 +76,7 @@ def means(data: Data, kind: str, dice: dict[str, dict[str, float | None]]) -> di
     """
 
     def mean(wanted) -> float:
-        per_organ = []
-        for index, organ in enumerate(data.annotations.organs):
-            values = [
-                of_case[organ] for case, of_case in dice.items() if data.held[case][index] and wanted(case, index)
-            ]
-            per_organ += [float(np.mean(values))] if values else []
-        return float(np.mean(per_organ))
+        return float(np.mean(list(data.dice_per_organ(dice, wanted).values())))
 
     if kind == "openkbp":
         left_out = left_out_organs(data)
@@ -166,43 +91,18 @@ def means(data: Data, kind: str, dice: dict[str, dict[str, float | None]]) -> di
 
 
 def print_table(data: Data, kind: str, results: dict) -> None:
-    organs = data.annotations.organs
     print(f"\n{data.name}: organs left out: {', '.join(left_out_organs(data))}")
     for key, result in sorted(results.items()):
         values = "  ".join(f"{name} {value:.3f}" for name, value in means(data, kind, result["dice"]).items())
         print(f"{key:32s} {result['training cases']:3d} cases  {result['seconds'] / 60:5.1f} min  {values}")
     print(f"\nDice per organ, mean over the test cases that show {LEAST_ML:g} ml or more of it")
     for key, result in sorted(results.items()):
-        cells = []
-        for index, organ in enumerate(organs):
-            known = [of_case[organ] for case, of_case in result["dice"].items() if data.held[case][index]]
-            cells.append(f"{organ} {np.mean(known):.2f}" if known else f"{organ} -")
+        cells = [f"{organ} {value:.2f}" for organ, value in data.dice_per_organ(result["dice"]).items()]
         print(f"{key:32s} {'  '.join(cells)}")
 
 
 def make_phantoms(folder: Path) -> None:
     write_dataset(folder, "three-sources", 24, 9, spacing_mm=(4.0, 3.0, 3.0), processes=2)
-
-
-def make_openkbp(folder: Path) -> None:
-    """All patients; by name the first fully contoured ones are the test patients."""
-    real = os.environ.get("OAR_REAL_DATA")
-    source = Path(real or ".") / "Dataset501_OpenKBP"
-    if not real or not source.is_dir():
-        raise ValueError(f"OAR_REAL_DATA must name the folder that holds Dataset501_OpenKBP, got {real!r}")
-    description = json.loads((source / "dataset.json").read_text())
-    annotations = Annotations.from_dataset_json(description)
-    cases = sorted(path.name[: -len(".nii.gz")] for path in (source / "labelsTr").iterdir())
-    test = [case for case in cases if annotations.annotated(case).all()][:TEST_PATIENTS]
-    for part in ("Tr", "Ts"):
-        for kind in ("images", "labels"):
-            (folder / f"{kind}{part}").mkdir(parents=True)
-    for case in cases:
-        part = "Ts" if case in test else "Tr"
-        shutil.copy(source / "imagesTr" / f"{case}_0000.nii.gz", folder / f"images{part}")
-        shutil.copy(source / "labelsTr" / f"{case}.nii.gz", folder / f"labels{part}")
-    description["numTraining"] = len(cases) - len(test)
-    (folder / "dataset.json").write_text(json.dumps(description, indent=1))
 
 
 def main() -> int:
@@ -212,7 +112,7 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", help="default: all of the data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument(
-        "--cascade", default="--epochs 10 --iterations 25 -gpu_memory_target 0.25", help="options of nnunet_oar prepare"
+        "--cascade", default="--epochs 10 --iterations 25 -gpu_memory_target 0.25", help="options of nnunet_oar plan"
     )
     parser.add_argument(
         "--attention", default="--epochs 10 --iterations 25 -gpu_memory_target 0.5", help="options of nnunet_oar plan"
@@ -230,16 +130,17 @@ def main() -> int:
     }[args.data]
     data = Data(Pipeline(args.o), name, make)
     file = args.o / f"{args.data}.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
+    results = load_results(file)
     if not args.table:
-        data.plan({arm.trainer for arm in arms.values()}, {CASCADE: args.cascade, ATTENTION: args.attention})
+        options = {CASCADE: args.cascade, ATTENTION: args.attention}
         for seed in args.seeds:
             for arm in chosen:
-                if f"{arm}-{seed}" in results:
-                    continue
-                results[f"{arm}-{seed}"] = run_arm(data, arm, arms[arm], seed)
-                with written_whole(file) as temporary:
-                    temporary.write_text(json.dumps(results, indent=1))
+                key, wanted = f"{arm}-{seed}", options[arms[arm].trainer]
+                if key in results and results[key]["options"] != wanted:
+                    parser.error(f"{file} holds {key} with the options {results[key]['options']!r}; choose another -o")
+                if key not in results:
+                    results[key] = run_arm(data, arm, arms[arm], seed, wanted)
+                    save_results(file, results)
     print_table(data, args.data, results)
     return 0
 

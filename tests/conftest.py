@@ -138,20 +138,42 @@ def predicted(trained) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def attention(tmp_path_factory) -> Workspace:
-    """Fold 0 of OARAttentionTrainer after one epoch on three sources that annotate different organs."""
-    workspace = make_workspace(
-        tmp_path_factory.mktemp("attention"), "three-sources", 6, 3,
-        dataset="Dataset056_PhantomThreeSources", trainer="OARAttentionTrainer",
-    )  # fmt: skip
+def trained_workspace(folder: Path, region: str, cases: tuple[int, int], options: str, **names) -> Workspace:
+    """Fold 0 after one epoch; of the training and test cases, every other training case is for validation (fold 1: the others)."""
+    workspace = make_workspace(folder, region, *cases, **names)
     workspace.run(
-        "nnunet_oar prepare -d 56 -tr OARAttentionTrainer -gpu_memory_target 0.3 --epochs 1 --iterations 60 "
-        "--disable_progress_bar -np 2"
+        f"nnunet_oar prepare -d {workspace.dataset[7:10]} -tr {workspace.trainer} {options} --epochs 1 --disable_progress_bar -np 2"
     )
     names = sorted(path.name.split(".")[0] for path in (workspace.raw / "labelsTr").iterdir())
-    # a case of each source on either side
-    split = [{"train": names[0::2], "val": names[1::2]}]
+    halves = names[0::2], names[1::2]
+    split = [{"train": train, "val": val} for train, val in (halves, halves[::-1])]
     (workspace.preprocessed / "splits_final.json").write_text(json.dumps(split))
     workspace.train()
     return workspace
+
+
+@pytest.fixture(scope="session")
+def attention(tmp_path_factory) -> Workspace:
+    """OARAttentionTrainer on three sources that annotate different organs, each in both folds."""
+    return trained_workspace(
+        tmp_path_factory.mktemp("attention"), "three-sources", (6, 3), "-gpu_memory_target 0.3 --iterations 60",
+        dataset="Dataset056_PhantomThreeSources", trainer="OARAttentionTrainer",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def instances(tmp_path_factory) -> Workspace:
+    """OARInstanceCascadeTrainer on kidneys."""
+    return trained_workspace(
+        tmp_path_factory.mktemp("instances"), "kidneys", (6, 2), "-gpu_memory_target 0.06 --iterations 100",
+        dataset="Dataset057_PhantomKidneys", trainer="OARInstanceCascadeTrainer",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def heatmaps(tmp_path_factory) -> Workspace:
+    """OARHeatmapCascadeTrainer on abdominal organs."""
+    return trained_workspace(
+        tmp_path_factory.mktemp("heatmaps"), "abdomen", (6, 2), "-gpu_memory_target 0.06 --iterations 100",
+        dataset="Dataset058_PhantomAbdomen", trainer="OARHeatmapCascadeTrainer",
+    )  # fmt: skip
