@@ -57,7 +57,11 @@ def label_components(mask: np.ndarray) -> tuple[Box | None, np.ndarray, np.ndarr
         return None, np.zeros((0, 0, 0), dtype=np.uint16), np.zeros(0, dtype=np.int64)
     # an organ fills a small part of a CT: labelling its box alone is many times faster
     foreground = np.ascontiguousarray(mask[box.slices] != 0)
-    labels = cc3d.connected_components(foreground, connectivity=26)
+    if sum(size > 1 for size in box.shape) == 1:
+        # cc3d 4.1 refuses a line of voxels in which every other one is set
+        labels = cc3d.connected_components(np.pad(foreground, 1), connectivity=26)[1:-1, 1:-1, 1:-1]
+    else:
+        labels = cc3d.connected_components(foreground, connectivity=26)
     # not np.bincount, which would copy the labels to 8 bytes a voxel
     sizes = cc3d.statistics(labels, no_slice_conversion=True)["voxel_counts"][1:]
     return box, labels, sizes.astype(np.int64)

@@ -22,7 +22,9 @@ from nnunet_oar.plan import HeatmapPlan
 # Peak memory of one training step per voxel of the grid and feature of the first level, as in fit.py for the residual network
 TRAINING_BYTES_PER_VOXEL_AND_FEATURE = 180
 # The localiser works at 3 mm or coarser and gets this share of what the memory target allows the organs' networks
-LOCALIZER_SHARE = 0.5
+LOCALIZER_SHARE = 0.2
+# Least standard deviation of the heat in voxels of the localiser
+SIGMA_VOXELS = 1.6
 
 
 def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> HeatmapPlan:
@@ -45,7 +47,9 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
             "centre": "weighted",
             "hu_window": narrowed_window(facts.window),
             "augmentation": "nnunet",
+            "localizer_learning_rate": 3e-3,
             "organ_learning_rate": 1e-3,
+            "heat_weight": 5.0,
             "epochs": 250,
             "iterations_per_epoch": 100,
             "grow_attempts": 2,
@@ -56,7 +60,8 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
 
 def _organ_grids(facts: DatasetFacts, memory_gb: float, features: int, margin_vox: Sequence[int]) -> dict:
     """Each organ's spacing and strides, for a box of its mean size and margin: "customise the networks" (section II.B)."""
-    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features)
+    # an iteration's crops together, although they are trained one by one: it takes as long as a cascade's batch
+    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features * HeatmapPlan.organs_per_iteration)
     spacing = np.asarray(facts.spacing_mm)
     steps, strides = {}, {}
     for organ, label in facts.labels.items():
@@ -79,7 +84,9 @@ def _with_localizer(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) ->
     if plan.recipe == "fitted":
         grid = fit_grid(image_mm, np.maximum(plan.localizer_spacing_mm, spacing), bound)
         wanted = np.maximum(image_mm / grid, np.maximum(plan.localizer_spacing_mm, spacing)).round(4)
-        plan = replace(plan, localizer_spacing_mm=tuple(wanted.tolist()))
+        # heat that is narrower than the grid's voxels is hardly learnt
+        sigma2 = max(plan.sigma2_mm2, float((SIGMA_VOXELS * wanted.max()) ** 2))
+        plan = replace(plan, localizer_spacing_mm=tuple(wanted.tolist()), sigma2_mm2=round(sigma2, 1))
     largest = np.max([plan.localizer_shape(case.shape) for case in facts.cases], axis=0)
     share = bound / np.prod(largest, dtype=float)
     if share < 0.7:

@@ -282,6 +282,8 @@ class HeatmapPlan(OARPlan):
     localizer_features: int = spec(32, check.integer(1))
     localizer_strides: tuple[Triple, ...] = spec(((2, 2, 2),) * 4, check.strides)
     sigma2_mm2: float = spec(150.0, check.number(1e-3))
+    # how much more than a voxel without heat one of full heat weighs in the loss; 0: the paper's
+    heat_weight: float = spec(0.0, check.number(0))
     threshold: float = spec(0.1, check.number(0, 1))
     # the region above the threshold -> where the organ is: "midpoint" of its bounding box, or "weighted" by the heat, which is
     # right at the image's border, too

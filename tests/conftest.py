@@ -165,7 +165,7 @@ def attention(tmp_path_factory) -> Workspace:
 def instances(tmp_path_factory) -> Workspace:
     """OARInstanceCascadeTrainer on kidneys."""
     return trained_workspace(
-        tmp_path_factory.mktemp("instances"), "kidneys", (6, 2), "-gpu_memory_target 0.06 --iterations 100",
+        tmp_path_factory.mktemp("instances"), "kidneys", (6, 2), "-gpu_memory_target 0.06 --iterations 70",
         dataset="Dataset057_PhantomKidneys", trainer="OARInstanceCascadeTrainer",
     )  # fmt: skip
 
@@ -174,6 +174,6 @@ def instances(tmp_path_factory) -> Workspace:
 def heatmaps(tmp_path_factory) -> Workspace:
     """OARHeatmapCascadeTrainer on abdominal organs."""
     return trained_workspace(
-        tmp_path_factory.mktemp("heatmaps"), "abdomen", (6, 2), "-gpu_memory_target 0.06 --iterations 100",
+        tmp_path_factory.mktemp("heatmaps"), "abdomen", (6, 2), "-gpu_memory_target 0.08 --iterations 130",
         dataset="Dataset058_PhantomAbdomen", trainer="OARHeatmapCascadeTrainer",
     )  # fmt: skip

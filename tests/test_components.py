@@ -93,3 +93,14 @@ def test_any_layout_and_dtype_and_the_input_is_left_alone(layout, dtype):
 def test_a_mask_that_is_not_a_volume_is_refused():
     with pytest.raises(ValueError, match=r"\(4, 5\)"):
         keep_largest(np.ones((4, 5), dtype=bool))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("length", [3, 5, 28])
+def test_a_line_with_every_other_voxel_set(axis, length):
+    shape = [1, 1, 1]
+    shape[axis] = length
+    mask = (np.arange(length) % 2 == 0).reshape(shape)
+    parts = split_instances(mask, length)
+    assert len(parts) == (length + 1) // 2 and np.array_equal(np.any(parts, axis=0), mask)
+    assert np.array_equal(drop_small(mask, 1.0), mask)

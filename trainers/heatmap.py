@@ -98,7 +98,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         return optimizer, ExponentialDecay(optimizer, plan.lr_decay)
 
     def _build_loss(self) -> nn.Module:
-        return nn.ModuleDict({"coarse": HeatmapL2Loss(), "fine": DiceCELoss()})
+        return nn.ModuleDict({"coarse": HeatmapL2Loss(self.plan.heat_weight), "fine": DiceCELoss()})
 
     def train_step(self, batch: dict) -> dict:
         heat = self.network({"coarse": batch["coarse"].to(self.device, non_blocking=True)})["coarse"]
@@ -203,7 +203,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             network.centre_error_mm[label - 1] = float(np.mean(found))
             if plan.measured_margin:
                 network.margin_mm[label - 1] = torch.from_numpy(np.minimum(needed, bound))
-            used = network.margin_mm[label - 1].cpu().numpy()
+            used = network.margin_mm[label - 1].double().cpu().numpy()
             held = np.mean([(more <= used + 1e-3).all() for more in missing[label]])
             lines.append(
                 f"{organ}: found in {len(found)} of {len(errors[label])}, error of the centre {np.mean(found):.1f} mm, "

@@ -16,10 +16,12 @@ def test_l2_is_the_mean_over_voxels_and_annotated_organs():
     pairs = [(b, c) for b in range(2) for c in range(3)]
     every = np.mean([(heat[p] - target[p]) ** 2 for p in pairs])
     some = np.mean([(heat[p] - target[p]) ** 2 for p in pairs if annotated[p]])
+    weighted = np.mean([(1 + 4 * target[p]) * (heat[p] - target[p]) ** 2 for p in pairs])
     loss = HeatmapL2Loss()
     a, b = torch.tensor(heat, dtype=torch.float32), torch.tensor(target, dtype=torch.float32)
     assert float(loss(a, b)) == pytest.approx(every, rel=1e-5)
     assert float(loss(a, b, torch.tensor(annotated))) == pytest.approx(some, rel=1e-5)
+    assert float(HeatmapL2Loss(4.0)(a, b)) == pytest.approx(weighted, rel=1e-5)
 
 
 def test_l2_ignores_what_is_not_annotated_and_has_a_gradient_without_any():

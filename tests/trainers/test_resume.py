@@ -16,13 +16,13 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("kind", ["instances", "heatmaps"])
 def test_two_epochs_are_one_and_one(request, kind, monkeypatch, tmp_path):
     workspace = request.getfixturevalue(kind).entered(monkeypatch, tmp_path)
-    plans = json.loads((workspace.preprocessed / "nnUNetOARPlans.json").read_text())
+    plans = json.loads((workspace.preprocessed / "nnUNetOARPlans.json").read_text()) | {"continue_training": False}
     plans["configurations"]["3d_fullres"][SECTION] |= {"epochs": 2, "iterations_per_epoch": 3, "val_iterations": 2}
     dataset_json = json.loads((workspace.preprocessed / "dataset.json").read_text())
     trainer_class = recursive_find_trainer_class_by_name(workspace.trainer)
 
     def trainer(results):
-        monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNet_results", str(tmp_path / results))
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / results))
         return trainer_class(json.loads(json.dumps(plans)), "3d_fullres", 0, dataset_json, torch.device("cpu"))
 
     whole = trainer("whole")
