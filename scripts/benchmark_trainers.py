@@ -13,19 +13,19 @@ trainers or seeds later. The table is printed at the end and with --table alone.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 from arms import Data, last_seconds_per_epoch, load_results, make_openkbp, save_results
-from localiser_scores import score_localiser
 from pipeline import Pipeline
 
 from nnunet_oar.datasets.phantom import write_dataset
 
 CASCADE, INSTANCES, HEATMAPS = "OARCascadeTrainer", "OARInstanceCascadeTrainer", "OARHeatmapCascadeTrainer"
 EPOCHS = 10
-PROBE = {"epochs": 2, "iterations_per_epoch": 10, "val_iterations": 2}
+PROBE = {"epochs": 2, "iterations_per_epoch": 20, "val_iterations": 1}
 
 
 def make_phantoms(region: str, spacing_mm: tuple[float, float, float]):
@@ -41,6 +41,9 @@ DATA = {
 
 def run(data: Data, trainer: str, seed: int, minutes: float, memory_gb: float, iterations: int | None) -> dict:
     """One trainer: iterations per epoch from a timed probe (or as given), training, prediction, scores."""
+    # nnU-Net reads its folders and finds our trainers by variables that are set by now
+    from localiser_scores import score_localiser
+
     plans = data.plan(trainer, f"-gpu_memory_target {memory_gb:g} --epochs {EPOCHS}")
     if iterations is None:
         probe = data.train(plans, f"probe-{trainer}", PROBE, data.cases)
@@ -92,7 +95,9 @@ def main() -> int:
     unknown = [trainer for trainer in chosen if trainer not in trainers]
     if unknown:
         parser.error(f"--trainers: {unknown[0]!r} is none of {', '.join(trainers)}")
-    data = Data(Pipeline(args.o), name, make)
+    pipeline = Pipeline(args.o)
+    os.environ.update(pipeline.environment)
+    data = Data(pipeline, name, make)
     file = args.o / f"trainers-{args.data}.json"
     results = load_results(file)
     for seed in [] if args.table else args.seeds:
