@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_oar import plan_checks as check
+import nnunet_oar.plan_checks as check
 from nnunet_oar.plan_checks import Triple, spec
 from nnunet_oar.roi import Box
 from nnunet_oar.sides import side_pairs

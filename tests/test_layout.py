@@ -56,7 +56,10 @@ def test_the_library_does_not_need_the_host(folder):
         ), path
 
 
-LEAVES = ("roi", "components", "annotations", "body_regions", "sides", "slabs", "files", "plan", "axes", "intensity")
+LEAVES = (
+    "roi", "components", "annotations", "body_regions", "sides", "slabs", "files", "plan_checks", "plan", "axes", "intensity",
+    "instances", "heatmaps",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LEAVES)

@@ -111,5 +111,7 @@ def test_regions_are_refused_before_anything_is_written(copied):
 
 
 def test_a_trainer_that_does_not_exist():
-    with pytest.raises(ValueError, match="-tr must be one of OARCascadeTrainer, OARAttentionTrainer, got 'OARCascade'"):
+    with pytest.raises(
+        ValueError, match="-tr must be one of OARCascadeTrainer, .*OARAttentionTrainer, got 'OARCascade'"
+    ):
         find_planner("OARCascade")
