@@ -170,6 +170,11 @@ def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> Cascade
     )
 
 
+def fitted_features(memory_gb: float) -> int:
+    """Width of the first level; 8 or 16: convolutions of other widths are padded to these and cost the same."""
+    return 16 if memory_gb >= 2 else 8
+
+
 def two_stage_fields(
     facts: DatasetFacts, memory_gb: float, boxes: Sequence[tuple[Box, Triple]]
 ) -> tuple[dict, np.ndarray]:
@@ -178,8 +183,7 @@ def two_stage_fields(
     boxes: what the second stage segments at once, without margin, and the shape of the image that it lies in.
     """
     spacing = np.asarray(facts.spacing_mm)
-    # 8 or 16: convolutions of other widths are padded to these and cost the same
-    features, batch_size = 16 if memory_gb >= 2 else 8, 2
+    features, batch_size = fitted_features(memory_gb), 2
     voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features * batch_size)
 
     shapes = np.array([case.shape for case in facts.cases])

@@ -13,6 +13,7 @@ from nnunet_oar.fit import (
     common_fields,
     fit_grid,
     fit_strides,
+    fitted_features,
     narrowed_window,
     plausible_flips,
     within_budget,
@@ -38,8 +39,7 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
         "margin_vox": HeatmapPlan.margin_vox,
     }
     if recipe == "fitted":
-        # 8 or 16: convolutions of other widths are padded to these and cost the same
-        features = 16 if budget.memory_gb >= 2 else 8
+        features = fitted_features(budget.memory_gb)
         fields |= {
             "localizer_features": features,
             "organ_features": features,
@@ -83,8 +83,8 @@ def _with_localizer(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) ->
     bound = LOCALIZER_SHARE * memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * plan.localizer_features)
     image_mm = np.percentile([case.shape for case in facts.cases], 95, axis=0) * spacing
     if plan.recipe == "fitted":
-        grid = fit_grid(image_mm, np.maximum(plan.localizer_spacing_mm, spacing), bound)
-        wanted = np.maximum(image_mm / grid, np.maximum(plan.localizer_spacing_mm, spacing)).round(4)
+        finest = np.maximum(plan.localizer_spacing_mm, spacing)
+        wanted = np.maximum(image_mm / fit_grid(image_mm, finest, bound), finest).round(4)
         # heat that is narrower than the grid's voxels is hardly learnt
         sigma2 = max(plan.sigma2_mm2, float((SIGMA_VOXELS * wanted.max()) ** 2))
         plan = replace(plan, localizer_spacing_mm=tuple(wanted.tolist()), sigma2_mm2=round(sigma2, 1))

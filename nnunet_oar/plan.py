@@ -186,21 +186,18 @@ class TwoStagePlan(OARPlan):
     def __post_init__(self):
         super().__post_init__()
         for stage in ("coarse", "fine"):
-            refuse_grid(stage, getattr(self, f"{stage}_shape"), getattr(self, f"{stage}_strides"))
+            shape, strides = getattr(self, f"{stage}_shape"), getattr(self, f"{stage}_strides")
+            total = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
+            # one voxel at the deepest level leaves instance norm nothing to measure
+            if all(size <= step for size, step in zip(shape, total, strict=True)):
+                raise ValueError(
+                    f"plans, section {SECTION!r}: {stage}_shape is {list(shape)}; with {stage}_strides one axis at least must be "
+                    f"longer than {total}"
+                )
 
     def fine_box(self, around: Box, image_shape: Sequence[int], min_box: Sequence[int] | None = None) -> Box:
         """The box that the second stage sees: `around` + margin, at least `min_box` (default: min_box_vox), inside the image."""
         return around.grow(self.margin_vox).at_least(min_box or self.min_box_vox).within(image_shape)
-
-
-def refuse_grid(stage: str, shape: Sequence[int], strides: Sequence[Triple]) -> None:
-    """Raise ValueError where one voxel would be left at the deepest level: instance norm has nothing to measure there."""
-    total = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
-    if all(size <= step for size, step in zip(shape, total, strict=True)):
-        raise ValueError(
-            f"plans, section {SECTION!r}: {stage}_shape is {list(shape)}; with {stage}_strides one axis at least must be longer "
-            f"than {total}"
-        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 
 from nnunet_oar.evaluation.dice import format_table, score_folder, summary
 
-NUMBER, NAME = 59, "Dataset059_KiTS19"
+NUMBER = 59
 GRID_MM = (4.0, 3.0, 3.0)  # at most as fine: 2 cores shall do
 TRAINER = "OARInstanceCascadeTrainer"
 

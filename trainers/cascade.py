@@ -29,7 +29,7 @@ class OARCascadeTrainer(OARTrainer):
     scaling and random numbers, and the result is that of training one after the other.
     """
 
-    plan_class = CascadePlan
+    plan_class, loader_class = CascadePlan, CascadeLoader
     # what the localiser's recall counts, for the log
     localised = "organs"
 
@@ -55,7 +55,7 @@ class OARCascadeTrainer(OARTrainer):
         self.cache.build(dataset.identifiers)
 
     def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> CascadeLoader:
-        return CascadeLoader(
+        return self.loader_class(
             dataset,
             cases,
             self.cache,

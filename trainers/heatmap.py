@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_oar.annotations import organ_labels
-from nnunet_oar.data.heatmap_loader import HeatmapCache, HeatmapLoader
+from nnunet_oar.data.heatmap_loader import HeatmapCache, HeatmapCase, HeatmapLoader
 from nnunet_oar.fit import Budget, DatasetFacts
 from nnunet_oar.fit_heatmap import fit_heatmap_cascade
 from nnunet_oar.heatmaps import gaussian_heatmaps
@@ -55,15 +55,15 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         self.cache = HeatmapCache(dataset, self.plan, list(organ_labels(self.dataset_json).values()))
         self.cache.build(dataset.identifiers)
 
-    def organs_of(self, case: str) -> dict[int, Box]:
-        """Label -> box of the organs that a case annotates and holds."""
-        annotated = self.annotations.labels(case)
-        return {label: box for label, box in self.cache.read(case).organs.items() if label in annotated}
+    def organs_of(self, name: str, case: HeatmapCase) -> dict[int, Box]:
+        """Label -> box of the organs that the case of that name annotates and holds."""
+        annotated = self.annotations.labels(name)
+        return {label: box for label, box in case.organs.items() if label in annotated}
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
         sizes: dict[int, list] = {}
         for case in cases:
-            for label, box in self.organs_of(case).items():
+            for label, box in self.organs_of(case, self.cache.read(case)).items():
                 sizes.setdefault(label, []).append(box.shape)
         for label, of_organ in sizes.items():
             mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
@@ -137,23 +137,26 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             counts["fp_hard"][label - 1] += int((found & ~there).sum())
             counts["fn_hard"][label - 1] += int((there & ~found).sum())
             counts["samples"][label - 1] += 1
-        errors, inside = self._localised(batch["coarse"], batch["image_shape"][0], batch["organs"][0])
+        errors, inside = self._localised(heat, batch["image_shape"][0], batch["organs"][0])
         return {"loss": np.float64(loss), **counts, "centre_error_mm": errors, "organs_in_box": inside}
 
     def _localised(
-        self, coarse: Tensor, shape: tuple[int, ...], organs: dict[int, Box]
+        self, heat: Tensor, shape: tuple[int, ...], organs: dict[int, Box]
     ) -> tuple[dict[int, float], dict[int, bool]]:
         """Of each organ in the case: distance of its centre from the localiser's in mm (infinite: not found), and whether it lies
         wholly in the box that prediction would crop."""
-        centres = self.network.localise(coarse.to(self.device), shape)
+        centres = self.network.centres(heat, shape)
         errors, inside = {}, {}
         for label, box in organs.items():
             centre = centres[label - 1]
             errors[label], inside[label] = np.inf, False
             if centre is not None:
-                errors[label] = float(np.linalg.norm(np.subtract(centre, box.centre) * self.plan.spacing_mm))
+                errors[label] = self._error_mm(centre, box)
                 inside[label] = self.network.organ_box(label - 1, centre, shape).contains(box)
         return errors, inside
+
+    def _error_mm(self, centre: Sequence[float], box: Box) -> float:
+        return float(np.linalg.norm(np.subtract(centre, box.centre) * self.plan.spacing_mm))
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         errors = [error for output in val_outputs for error in output["centre_error_mm"].values()]
@@ -174,39 +177,41 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         network, plan = self.network, self.plan
         # not kept: nnU-Net writes what a trainer holds into debug.json, and names may identify patients
         cases = self.get_tr_and_val_datasets()[0].identifiers
-        errors: dict[int, list] = {label: [] for label in range(1, len(plan.organs) + 1)}
-        missing: dict[int, list] = {label: [] for label in errors}
+        labels = range(1, len(plan.organs) + 1)
+        # of each organ: cases that hold it, and of those in which it is found the error and the margin that it needs
+        present = dict.fromkeys(labels, 0)
+        errors, missing = ({label: [] for label in labels} for _ in range(2))
         network.eval()
         with torch.inference_mode():
             for name in tqdm(cases, "measuring the localiser's margins"):
-                case, organs = self.cache.read(name), self.organs_of(name)
+                case = self.cache.read(name)
                 coarse = torch.from_numpy(case.image).float()[None].to(self.device)
                 centres = network.localise(coarse, case.shape)
-                for label, box in organs.items():
+                for label, box in self.organs_of(name, case).items():
+                    present[label] += 1
                     centre = centres[label - 1]
                     if centre is None:
-                        errors[label].append(np.inf)
                         continue
-                    errors[label].append(float(np.linalg.norm(np.subtract(centre, box.centre) * plan.spacing_mm)))
+                    errors[label].append(self._error_mm(centre, box))
                     reach = np.maximum(np.subtract(centre, box.start), np.subtract(box.stop, centre)) * plan.spacing_mm
                     missing[label].append(reach - network.organ_size_mm[label - 1].cpu().numpy() / 2)
         lines = []
         for label, organ in enumerate(plan.organs, start=1):
             if not missing[label]:
                 continue
-            found = [error for error in errors[label] if np.isfinite(error)]
+            error = float(np.mean(errors[label]))
             needed = np.quantile(missing[label], HELD_PER_AXIS, axis=0, method="higher").clip(min=0)
             # a localiser that is lost must not make boxes that exceed the memory
             bound = (network.organ_size_mm[label - 1] / 2).cpu().numpy() + 2 * np.multiply(
                 plan.margin_vox, plan.spacing_mm
             )
-            network.centre_error_mm[label - 1] = float(np.mean(found))
+            network.centre_error_mm[label - 1] = error
             if plan.measured_margin:
                 network.margin_mm[label - 1] = torch.from_numpy(np.minimum(needed, bound))
             used = network.margin_mm[label - 1].double().cpu().numpy()
             held = np.mean([(more <= used + 1e-3).all() for more in missing[label]])
             lines.append(
-                f"{organ}: found in {len(found)} of {len(errors[label])}, error of the centre {np.mean(found):.1f} mm, "
+                f"{organ}: found in {len(errors[label])} of {present[label]}, error of the centre {error:.1f} mm, "
                 f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, holds {held:.3f}"
             )
         self.print_to_log_file("The localiser on the training cases:\n" + "\n".join(lines))

@@ -25,7 +25,7 @@ LARGEST_PERCENTILE = 95
 class OARInstanceCascadeTrainer(OARCascadeTrainer):
     """Localiser of the foreground and segmenter of one instance at a time, trained side by side (sections 2.1 and 2.2)."""
 
-    plan_class = InstancePlan
+    plan_class, loader_class = InstancePlan, InstanceLoader
     needs_instances = True
     localised = "instances"
 
@@ -59,19 +59,6 @@ class OARInstanceCascadeTrainer(OARCascadeTrainer):
         self.print_to_log_file(
             f"{len(sizes)} instances in {len(cases)} training cases, the largest {largest.round(1).tolist()} mm; at prediction "
             f"what is larger than that by a fifth on any axis is divided if it has a neck"
-        )
-
-    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> InstanceLoader:
-        return InstanceLoader(
-            dataset,
-            cases,
-            self.cache,
-            self.plan,
-            self.annotations,
-            fold=self.fold,
-            training=training,
-            start=start,
-            workers=workers,
         )
 
     def _build_loss(self) -> nn.Module:

@@ -42,13 +42,14 @@ def flip(image: Tensor, labels: Tensor, axes: Sequence[int], plan: OARPlan) -> t
     return image, labels
 
 
-def flip_annotated(annotated: Tensor, axes: Sequence[int], plan: OARPlan) -> Tensor:
-    """bool (K - 1,): what a case annotates, after `flip` has given left and right organs each other's labels."""
+def swap_organs(per_organ: Tensor, axes: Sequence[int], plan: OARPlan) -> Tensor:
+    """(K - 1, ...), something of each organ, as whether a case annotates it: after `flip` has given left and right organs each
+    other's labels."""
     if plan.left_right_axis not in axes:
-        return annotated
-    swapped = annotated.clone()
+        return per_organ
+    swapped = per_organ.clone()
     for left, right in plan.swap_on_flip:
-        swapped[left - 1], swapped[right - 1] = annotated[right - 1], annotated[left - 1]
+        swapped[left - 1], swapped[right - 1] = per_organ[right - 1], per_organ[left - 1]
     return swapped
 
 
@@ -62,7 +63,7 @@ def flip_at_random(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Image, labels and what is annotated, mirrored along each of the plan's `flip_axes` in half of the samples."""
     axes = draw_axes(rng, plan)
-    return *flip(image, labels, axes, plan), flip_annotated(annotated, axes, plan)
+    return *flip(image, labels, axes, plan), swap_organs(annotated, axes, plan)
 
 
 def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool = False) -> BasicTransform:

@@ -11,8 +11,7 @@ from torch import Tensor
 from nnunet_oar.annotations import Annotations
 from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals
 from nnunet_oar.data.coarse_cache import CoarseCache, CoarseCase
-from nnunet_oar.data.sample_loader import SampleLoader
-from nnunet_oar.intensity import replace_non_finite
+from nnunet_oar.data.sample_loader import SampleLoader, read_image
 from nnunet_oar.plan import CascadePlan
 from nnunet_oar.roi import Box, resize
 
@@ -70,8 +69,7 @@ class CascadeLoader(SampleLoader):
     def _crop(self, name: str, case: CoarseCase, box: Box) -> tuple[Tensor, Tensor]:
         """Image (C, *fine_shape), normalised, and labels (1, *fine_shape) of the box (paper 000, section 2.2.1)."""
         data, seg, _, _ = self.dataset.load_case(name)
-        image = torch.from_numpy(np.asarray(data[(slice(None), *box.slices)], dtype=np.float32))
-        image = case.normalisation.apply(replace_non_finite(image)[0])
+        image = read_image(data, (slice(None), *box.slices), case.normalisation)
         labels = torch.from_numpy(np.maximum(np.asarray(seg[(slice(0, 1), *box.slices)], dtype=np.int16), 0))
         shape = self.plan.fine_shape
         return resize(image[None], shape, mode="linear")[0], resize(labels[None], shape, mode="nearest")[0]

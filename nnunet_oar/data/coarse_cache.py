@@ -63,14 +63,17 @@ class CoarseCache(CaseCache):
 
     def read(self, case: str) -> CoarseCase:
         with np.load(self.path(case)) as stored:
-            organs = organ_boxes(stored["organs"])
-            return CoarseCase(
-                stored["image"],
-                stored["labels"],
-                tuple(stored["shape"].tolist()),
-                organs,
-                self.normalisation(stored),
-            )
+            return self.from_stored(stored)
+
+    def from_stored(self, stored) -> CoarseCase:
+        """stored: the opened file."""
+        return CoarseCase(
+            stored["image"],
+            stored["labels"],
+            tuple(stored["shape"].tolist()),
+            organ_boxes(stored["organs"]),
+            self.normalisation(stored),
+        )
 
 
 def organ_rows(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:

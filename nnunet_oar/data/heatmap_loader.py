@@ -12,16 +12,16 @@ from torch import Tensor
 from nnunet_oar.annotations import Annotations
 from nnunet_oar.data.augmentation import (
     draw_axes,
-    flip_annotated,
     intensity_transforms,
     nnunet_transforms,
     seeded_globals,
     spatial_transform,
+    swap_organs,
 )
 from nnunet_oar.data.case_cache import CaseCache
 from nnunet_oar.data.coarse_cache import organ_boxes, organ_rows
-from nnunet_oar.data.sample_loader import SampleLoader
-from nnunet_oar.intensity import Normalisation, replace_non_finite
+from nnunet_oar.data.sample_loader import SampleLoader, read_image
+from nnunet_oar.intensity import Normalisation
 from nnunet_oar.plan import HeatmapPlan
 from nnunet_oar.roi import Box, resize
 
@@ -137,12 +137,7 @@ class HeatmapLoader(SampleLoader):
         image = image.flip([axis + 1 for axis in axes])
         for axis in axes:
             centres[:, axis] = shape[axis] - centres[:, axis]
-        if plan.left_right_axis in axes:
-            order = list(range(len(annotated)))
-            for left, right in plan.swap_on_flip:
-                order[left - 1], order[right - 1] = right - 1, left - 1
-            centres = centres[order]
-        annotated = flip_annotated(annotated, axes, self.plan)
+        centres, annotated = swap_organs(centres, axes, plan), swap_organs(annotated, axes, plan)
         if plan.augmentation == "nnunet":
             move = spatial_transform(tuple(image.shape[1:]), affine=True, elastic=False)
             drawn = move.get_parameters(image=image)
@@ -179,8 +174,7 @@ class HeatmapLoader(SampleLoader):
             centre = rng.uniform(0, case.shape)
         box = plan.organ_box(centre, size, self.margin_mm, case.shape)
         data, seg, _, _ = self.dataset.load_case(name)
-        image = torch.from_numpy(np.asarray(data[(slice(None), *box.slices)], dtype=np.float32))
-        image = case.normalisation.apply(replace_non_finite(image)[0])
+        image = read_image(data, (slice(None), *box.slices), case.normalisation)
         mask = torch.from_numpy(np.asarray(seg[(slice(0, 1), *box.slices)]) == label) & (label in organs)
         grid = plan.organ_shape(plan.organs[label - 1], box.shape)
         image = resize(image[None], grid, mode="linear")[0]

@@ -45,10 +45,9 @@ class InstanceCache(CoarseCache):
         instances = np.array([(*box.start, *box.stop) for box in boxes], dtype=np.int64).reshape(-1, 6)
         return super().content(case, image, seg) | {"instances": instances}
 
-    def read(self, case: str) -> InstanceCase:
-        with np.load(self.path(case)) as stored:
-            instances = tuple(Box(tuple(row[:3]), tuple(row[3:])) for row in stored["instances"])
-        return InstanceCase(**vars(super().read(case)), instances=instances)
+    def from_stored(self, stored) -> InstanceCase:
+        instances = tuple(Box(tuple(row[:3]), tuple(row[3:])) for row in stored["instances"])
+        return InstanceCase(**vars(super().from_stored(stored)), instances=instances)
 
 
 def instances_of_labels(labels: np.ndarray, annotated: Sequence[int], plan: InstancePlan) -> list[Box]:

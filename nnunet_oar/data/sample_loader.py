@@ -6,6 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from nnunet_oar.intensity import Normalisation, replace_non_finite
+
+
+def read_image(data, index: tuple, normalisation: Normalisation) -> Tensor:
+    """That region of a preprocessed image, normalised as the whole case is, float32."""
+    image = torch.from_numpy(np.asarray(data[index], dtype=np.float32))
+    return normalisation.apply(replace_non_finite(image)[0])
 
 
 class SampleLoader:

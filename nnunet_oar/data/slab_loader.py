@@ -10,9 +10,8 @@ from torch import Tensor
 
 from nnunet_oar.annotations import Annotations
 from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals, spatial_transform
-from nnunet_oar.data.sample_loader import SampleLoader
+from nnunet_oar.data.sample_loader import SampleLoader, read_image
 from nnunet_oar.data.slice_cache import SliceCache, SliceCase
-from nnunet_oar.intensity import replace_non_finite
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.slabs import framed, neighbours
 
@@ -101,8 +100,7 @@ class SlabLoader(SampleLoader):
         first = int(wanted[0])
         index = [slice(None)] * 4
         index[1 + axis] = slice(first, int(wanted[-1]) + 1)
-        image = torch.from_numpy(np.asarray(data[tuple(index)], dtype=np.float32))
-        image = case.normalisation.apply(replace_non_finite(image)[0]).index_select(1 + axis, wanted - first)
+        image = read_image(data, tuple(index), case.normalisation).index_select(1 + axis, wanted - first)
         index[0], index[1 + axis] = slice(0, 1), slice(position, position + 1)
         return image, torch.from_numpy(np.maximum(np.asarray(seg[tuple(index)], dtype=np.int16), 0))
 

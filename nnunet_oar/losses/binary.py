@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMOOTH_VOX = 1.0
+from nnunet_oar.losses.dice import SMOOTH_VOX
 
 
 class DiceCELoss(nn.Module):

@@ -83,8 +83,12 @@ class HeatmapCascadeNetwork(VolumeNetwork):
     def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:
         """Normalised CT (1, C, Z, Y, X) at the localiser's spacing -> of each organ the centre in voxels of the image (edge
         coordinates), None where it is absent, or was in all of the training cases."""
+        return self.centres(run_float32(self.localizer, coarse_image), image_shape)
+
+    def centres(self, heat: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:
+        """As `localise`, of the localiser's heat (1, K - 1, Z, Y, X)."""
         plan = self.plan
-        heat = run_float32(self.localizer, coarse_image)[0].cpu().numpy()
+        heat = heat[0].cpu().numpy()
         shape = heat.shape[1:]
         # the grid need not end where the image does: its spacing is nearly the wanted one
         spacing = [size * old / new for size, old, new in zip(plan.spacing_mm, image_shape, shape, strict=True)]

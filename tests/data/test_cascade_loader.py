@@ -6,7 +6,7 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from fake_dataset import EVERYTHING, HALVES, FakeDataset, case
 
-from nnunet_oar.data.augmentation import flip, flip_annotated, seeded_globals
+from nnunet_oar.data.augmentation import flip, seeded_globals, swap_organs
 from nnunet_oar.data.cascade_loader import CascadeLoader
 from nnunet_oar.data.coarse_cache import CoarseCache
 from nnunet_oar.plan import CascadePlan
@@ -240,8 +240,8 @@ def test_what_is_annotated_changes_sides_with_the_labels(dataset):
     assert seen == {(1, 1), (1, 2), (2, 1), (2, 2)}
 
 
-def test_flip_annotated_swaps_pairs_only():
+def test_swap_organs_swaps_pairs_only():
     plan = CascadePlan(organs=("l", "m", "r"), left_right_axis=2, swap_on_flip=((1, 3),))
     annotated = torch.tensor([True, False, False])
-    assert flip_annotated(annotated, (2, 0), plan).tolist() == [False, False, True]
-    assert flip_annotated(annotated, (0, 1), plan).tolist() == annotated.tolist() == [True, False, False]
+    assert swap_organs(annotated, (2, 0), plan).tolist() == [False, False, True]
+    assert swap_organs(annotated, (0, 1), plan).tolist() == annotated.tolist() == [True, False, False]
