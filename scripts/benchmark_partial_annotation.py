@@ -102,7 +102,7 @@ def print_table(data: Data, kind: str, results: dict) -> None:
 
 
 def make_phantoms(folder: Path) -> None:
-    write_dataset(folder, "three-sources", 24, 9, spacing_mm=(4.0, 3.0, 3.0), processes=2)
+    write_dataset(folder, "three-sources", 24, 9, spacing_mm=(6.0, 5.0, 5.0), processes=2)
 
 
 def main() -> int:

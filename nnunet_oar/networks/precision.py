@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 @cache
@@ -17,23 +19,42 @@ def cpu_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
+class _ShortConvolutionsInFloat32(TorchFunctionMode):
+    """3D convolutions of inputs that are two voxels long on the first axis, as the deepest level of a network may be, leave
+    autocast: on processors with AVX512-BF16 and without AMX, oneDNN in torch 2.15 returns uninitialised memory for the gradient of
+    their weights. Other lengths, axes, strides and 2D convolutions are right there."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not torch.conv3d or args[0].shape[2] != 2:
+            return func(*args, **kwargs)
+        image, *rest = args
+        with torch.autocast("cpu", enabled=False):
+            return func(image.float(), *rest, **kwargs)
+
+
+@contextmanager
+def _cpu_bfloat16() -> Iterator[None]:
+    with _ShortConvolutionsInFloat32(), torch.autocast("cpu", dtype=torch.bfloat16):
+        yield
+
+
 @cache
 def cpu_bfloat16_gradients_are_right() -> bool:
-    """Whether bfloat16 convolutions of this torch on this processor have the gradients that float32 ones have.
+    """Whether convolutions in bfloat16, as `autocast` runs them, have the gradients that float32 ones have on this processor with
+    this torch.
 
-    Where oneDNN emulates bfloat16, torch 2.15 returns uninitialised memory for the weight gradient of 3^3
-    convolutions of inputs that are two voxels long on the first axis, as the deepest level of a network may be. Takes
-    milliseconds and leaves torch's generators alone.
+    Small ones of several shapes are tried; takes milliseconds and leaves torch's generators alone.
     """
     generator = torch.Generator().manual_seed(0)
-    for size in ((2, 2, 2), (2, 4, 4), (4, 4, 4)):
+    for size in ((2, 2, 2), (2, 4, 4), (1, 4, 4), (3, 3, 3), (4, 4, 4)):
         image, out_grad = torch.randn(2, 2, 32, *size, generator=generator)
         weight = torch.randn(32, 32, 3, 3, 3, generator=generator)
         for memory_format in (torch.contiguous_format, torch.channels_last_3d):
-            reference, reduced = (
-                _weight_gradient(image.to(dtype, memory_format=memory_format), weight.to(dtype), out_grad.to(dtype))
-                for dtype in (torch.float32, torch.bfloat16)
-            )
+            image = image.contiguous(memory_format=memory_format)
+            reference = _weight_gradient(image, weight, out_grad)
+            with _cpu_bfloat16():
+                reduced = _weight_gradient(image, weight, out_grad)
             # bfloat16 has 8 bits; NaN compares as False
             if not bool(((reduced - reference).abs() <= 0.05 * reference.abs().max()).all()):
                 return False
@@ -42,9 +63,10 @@ def cpu_bfloat16_gradients_are_right() -> bool:
 
 def _weight_gradient(image: Tensor, weight: Tensor, out_grad: Tensor) -> Tensor:
     weight = weight.detach().requires_grad_()
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        (gradient,) = torch.autograd.grad(F.conv3d(image, weight, padding=1), weight, out_grad)
-    return gradient.float()
+    with torch.enable_grad():
+        out = F.conv3d(image, weight, padding=1)
+        (gradient,) = torch.autograd.grad(out, weight, out_grad.to(out.dtype))
+    return gradient
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
@@ -54,5 +76,5 @@ def autocast(device: torch.device) -> AbstractContextManager:
         return torch.autocast("cuda")
     if device.type == "cpu" and cpu_has_bfloat16():
         if not torch.is_grad_enabled() or cpu_bfloat16_gradients_are_right():
-            return torch.autocast("cpu", dtype=torch.bfloat16)
+            return _cpu_bfloat16()
     return nullcontext()

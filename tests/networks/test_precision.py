@@ -15,9 +15,9 @@ def forget():
     precision.cpu_bfloat16_gradients_are_right.cache_clear()
 
 
-def dtype_of_a_convolution():
+def dtype_of_a_convolution(size=(4, 4, 4)):
     with precision.autocast(torch.device("cpu")):
-        return torch.nn.Conv3d(1, 1, 1)(torch.zeros(1, 1, 2, 2, 2)).dtype
+        return torch.nn.Conv3d(1, 1, 1)(torch.zeros(1, 1, *size)).dtype
 
 
 def test_float32_where_the_processor_has_no_bfloat16(monkeypatch):
@@ -34,14 +34,34 @@ def test_gradients_decide_for_training_alone(monkeypatch, right):
         assert dtype_of_a_convolution() == torch.bfloat16
 
 
+def test_what_torch_gets_wrong_is_computed_in_float32(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_bfloat16_gradients_are_right", lambda: True)
+    assert dtype_of_a_convolution((2, 4, 4)) == torch.float32
+    assert dtype_of_a_convolution((4, 2, 2)) == torch.bfloat16
+
+
+@pytest.mark.skipif(not precision.cpu_has_bfloat16(), reason="the processor has no bfloat16")
+@pytest.mark.parametrize("size", [(2, 4, 4), (3, 4, 4), (4, 2, 2)])
+def test_gradients_are_those_of_float32(size):
+    torch.manual_seed(0)
+    conv, image = torch.nn.Conv3d(16, 16, 3, padding=1), torch.randn(2, 16, *size)
+    conv(image).square().sum().backward()
+    reference, conv.weight.grad = conv.weight.grad, None
+    with precision.autocast(torch.device("cpu")):
+        out = conv(image)
+    out.float().square().sum().backward()
+    assert (conv.weight.grad - reference).norm() < 0.02 * reference.norm()
+
+
 @pytest.mark.parametrize("value", [float("nan"), 1e30])
 def test_wrong_gradients_are_noticed(monkeypatch, value):
-    """What torch returns where oneDNN emulates bfloat16: memory that nobody has written."""
+    """What torch can return: memory that nobody has written."""
     right = precision._weight_gradient
 
     def unwritten(image, weight, out_grad):
         gradient = right(image, weight, out_grad)
-        if image.dtype == torch.bfloat16 and image.shape[2] == 2:
+        if torch.is_autocast_enabled("cpu") and image.shape[2] == 3:
             gradient.flatten()[-1] = value
         return gradient
 
@@ -53,8 +73,10 @@ def test_right_gradients_pass(monkeypatch):
     right = precision._weight_gradient
 
     def rounded(image, weight, out_grad):
-        gradient = right(image.float(), weight.detach().float(), out_grad.float())
-        return gradient if image.dtype == torch.float32 else gradient.bfloat16().float()
+        if not torch.is_autocast_enabled("cpu"):
+            return right(image, weight, out_grad)
+        with torch.autocast("cpu", enabled=False):
+            return right(image, weight, out_grad).bfloat16().float()
 
     monkeypatch.setattr(precision, "_weight_gradient", rounded)
     assert precision.cpu_bfloat16_gradients_are_right()
