@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_oar.body_regions import derive_regions
 from nnunet_oar.fit import Budget, DatasetFacts, common_fields, narrowed_window, plausible_flips, within_budget
-from nnunet_oar.plan import ATTENTION_PHASES, AttentionPlan, Phase
+from nnunet_oar.plan import ATTENTION_PHASES, AttentionPlan, Phase, scaled_phases
 
 # Measured on a CPU in float32 with 8 and 18 classes, 8 and 16 slices of 128 x 128 and 128 x 160: peak memory of one training
 # step per slice, pixel and feature of the first level was 164 to 229 bytes; mixed precision needs less.
@@ -28,13 +28,8 @@ def fit_attention(facts: DatasetFacts, recipe: str, budget: Budget) -> Attention
     if recipe == "fitted":
         plan = _fitted(plan, facts, budget.memory_gb)
     plan = within_budget(plan, budget)
-    phases = scaled(ATTENTION_PHASES, plan.epochs)
+    phases = scaled_phases(ATTENTION_PHASES, AttentionPlan.epochs, plan.epochs)
     return replace(plan, phases=phases if regions else without_regions(phases))
-
-
-def scaled(phases: Sequence[Phase], epochs: int) -> tuple[Phase, ...]:
-    """The phases of a training of `AttentionPlan.epochs` epochs, in the same proportions for another number."""
-    return tuple(replace(phase, start=round(phase.start * epochs / AttentionPlan.epochs)) for phase in phases)
 
 
 def without_regions(phases: Sequence[Phase]) -> tuple[Phase, ...]:

@@ -57,7 +57,8 @@ def test_the_library_does_not_need_the_host(folder):
 
 
 LEAVES = (
-    "roi", "components", "annotations", "body_regions", "sides", "slabs", "files", "plan_checks", "plan", "axes", "intensity",
+    "roi", "components", "annotations", "body_regions", "sides", "slabs", "files", "plan.checks", "plan.base", "plan.two_stage",
+    "plan.heatmap", "plan.attention", "plan.shared_encoder", "axes", "intensity",
     "instances", "heatmaps",
 )  # fmt: skip
 
@@ -65,7 +66,11 @@ LEAVES = (
 @pytest.mark.parametrize("module", LEAVES)
 def test_the_leaves_know_leaves_only(module):
     leaves = {f"nnunet_oar.{name}" for name in LEAVES}
-    ours = {name for name in imported(ROOT / "nnunet_oar" / f"{module}.py") if name.startswith("nnunet_oar")}
+    ours = {
+        name
+        for name in imported(ROOT / "nnunet_oar" / f"{module.replace('.', '/')}.py")
+        if name.startswith("nnunet_oar")
+    }
     assert ours <= leaves
 
 

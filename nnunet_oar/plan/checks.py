@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
@@ -94,6 +95,23 @@ def strides(value: Any) -> tuple[Triple, ...]:
 
 
 shape = list_of(integer(1), 3)
+
+
+def record(cls: type, *required: str) -> Callable[[Any], Any]:
+    """A dataclass whose fields are made with `spec`; the keys in `required` must be given."""
+
+    def check(value: Any) -> Any:
+        checks = {f.name: f.metadata["check"] for f in dataclasses.fields(cls)}
+        if isinstance(value, cls):
+            value = dataclasses.asdict(value)
+        if not isinstance(value, Mapping) or not set(required) <= set(value) <= set(checks):
+            raise ValueError(f"an object with {', '.join(checks)}")
+        try:
+            return cls(**{name: checks[name](item) for name, item in value.items()})
+        except ValueError as error:
+            raise ValueError(f"an object with {', '.join(checks)}, each {error}") from None
+
+    return check
 
 
 def spec(default: Any, check: Callable[[Any], Any]) -> Any:
