@@ -23,6 +23,7 @@ setup(
         "torch",
         "numpy",
         "scipy",
+        "scikit-image",
         "SimpleITK",
         "nibabel",
         "connected-components-3d",

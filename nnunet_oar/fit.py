@@ -244,15 +244,18 @@ def fit_grid(size_mm: np.ndarray, finest_mm: np.ndarray, voxels: float) -> Tripl
     return tuple(max(16, 8 * round(size / 8)) for size in shape)
 
 
-def fit_strides(shape: Sequence[int], spacing_mm: Sequence[float], levels: int = 4) -> tuple[Triple, ...]:
-    """Strides per level and axis: 2 while 8 voxels or more remain and the axis is not much coarser than the rest, else 1.
+def fit_strides(
+    shape: Sequence[int], spacing_mm: Sequence[float], levels: int = 4, coarsest_mm: float = math.inf
+) -> tuple[Triple, ...]:
+    """Strides per level and axis: 2 while 8 voxels or more remain, the axis is not much coarser than the rest and would not exceed
+    `coarsest_mm`, else 1.
 
     Always `levels` of them, so that networks for other grids have the same weights (-pretrained_weights).
     """
     size, spacing = np.array(shape, dtype=float), np.array(spacing_mm, dtype=float)
     strides = []
     for _ in range(levels):
-        halve = (size >= 8) & (spacing <= 2 * spacing.min())
+        halve = (size >= 8) & (spacing <= 2 * spacing.min()) & (2 * spacing <= coarsest_mm)
         step = np.where(halve, 2, 1)
         size, spacing = np.ceil(size / step), spacing * step
         strides.append(tuple(step.tolist()))

@@ -52,13 +52,7 @@ def find_instances(
     parts.sort(key=np.count_nonzero, reverse=True)
     corner = [start - 1 for start in full.start]
     boxes = [Box.from_mask(part) for part in parts]
-    return [
-        Box(
-            tuple(a + b for a, b in zip(box.start, corner, strict=True)),
-            tuple(a + b for a, b in zip(box.stop, corner, strict=True)),
-        )
-        for box in boxes
-    ]
+    return [box.moved(corner) for box in boxes]
 
 
 def _large_parts(mask: np.ndarray, fraction: float, voxel_mm, join_mm: float) -> list[np.ndarray]:

@@ -140,6 +140,18 @@ class Box:
             stop.append(min(size, last + shift))
         return Box(tuple(start), tuple(stop))
 
+    def moved(self, offset: Sequence[int]) -> Box:
+        """`offset` voxels further on each axis, which may be negative; may leave the image."""
+        offset = self._per_axis(offset, "offset")
+        return Box(
+            tuple(first + extra for first, extra in zip(self.start, offset, strict=True)),
+            tuple(last + extra for last, extra in zip(self.stop, offset, strict=True)),
+        )
+
+    def inside(self, outer: Box) -> Box:
+        """The same box in voxels of `outer`, a box of the same image; negative or beyond its shape where it reaches out of it."""
+        return self.moved([-first for first in outer.start])
+
     def rescaled(self, from_shape: Sequence[int], to_shape: Sequence[int]) -> Box:
         """The box on another grid of the same image; covers at least the same region, clipped to `to_shape`.
 

@@ -7,8 +7,15 @@ def find_planner(trainer: str):
     from nnunet_oar.planners.cascade import OARCascadePlanner
     from nnunet_oar.planners.heatmap import OARHeatmapCascadePlanner
     from nnunet_oar.planners.instances import OARInstanceCascadePlanner
+    from nnunet_oar.planners.shared_encoder import OARSharedEncoderPlanner
 
-    known = (OARCascadePlanner, OARInstanceCascadePlanner, OARHeatmapCascadePlanner, OARAttentionPlanner)
+    known = (
+        OARCascadePlanner,
+        OARInstanceCascadePlanner,
+        OARHeatmapCascadePlanner,
+        OARSharedEncoderPlanner,
+        OARAttentionPlanner,
+    )
     planners = {planner.trainer_class.__name__: planner for planner in known}
     if trainer not in planners:
         raise ValueError(f"-tr must be one of {', '.join(planners)}, got {trainer!r}")

@@ -177,3 +177,12 @@ def heatmaps(tmp_path_factory) -> Workspace:
         tmp_path_factory.mktemp("heatmaps"), "abdomen", (6, 2), "-gpu_memory_target 0.08 --iterations 130",
         dataset="Dataset058_PhantomAbdomen", trainer="OARHeatmapCascadeTrainer",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Workspace:
+    """OARSharedEncoderTrainer on abdominal organs."""
+    return trained_workspace(
+        tmp_path_factory.mktemp("shared"), "abdomen", (6, 2), "-gpu_memory_target 0.15 --iterations 100",
+        dataset="Dataset058_PhantomAbdomen", trainer="OARSharedEncoderTrainer",
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The instance cascade and the heat-map cascade through nnU-Net's commands."""
+"""The instance cascade, the heat-map cascade and the shared encoder through nnU-Net's commands."""
 
 import json
 import re
@@ -10,9 +10,9 @@ import torch
 
 from nnunet_oar.annotations import organ_labels
 from nnunet_oar.evaluation.dice import score_folder
-from nnunet_oar.plan import SECTION, HeatmapPlan, InstancePlan
+from nnunet_oar.plan import SECTION, HeatmapPlan, InstancePlan, SharedEncoderPlan
 
-TRAINED = pytest.mark.parametrize("kind", ["instances", "heatmaps"])
+TRAINED = pytest.mark.parametrize("kind", ["instances", "heatmaps", "shared"])
 
 
 @pytest.fixture
@@ -45,6 +45,13 @@ def test_the_plan_of_the_heat_maps(heatmaps):
     assert set(plan.organ_step_vox) == {"liver", "spleen", "stomach", "kidney_left", "kidney_right"}
 
 
+def test_the_plan_of_the_shared_encoder(shared):
+    section = json.loads((shared.model / "plans.json").read_text())["configurations"]["3d_fullres"][SECTION]
+    plan = SharedEncoderPlan.from_section(section)
+    assert plan.spacing_mm == plan.grid_spacing_mm == (8.0, 8.0, 8.0) and plan.slice_axis == 0
+    assert [phase.start for phase in plan.phases] == [0, 0, 1] and plan.phase(0).fine
+
+
 @TRAINED
 def test_training_says_what_the_localiser_does(workspace, kind):
     log = training_log(workspace)
@@ -52,6 +59,9 @@ def test_training_says_what_the_localiser_does(workspace, kind):
         assert re.search(r"Localiser: box recall [01]\.\d+ of \d+ instances, box volume", log)
         assert re.search(r"\d instances in 3 training cases, the largest \[", log)
         assert (buffers(workspace)["largest_instance_mm"] > 50).any()
+    elif kind == "shared":
+        assert re.search(r"Coarse branch: box recall [01]\.\d+ of \d+ organs", log)
+        assert buffers(workspace)["decoders_trained"] and buffers(workspace)["organ_known"].all()
     else:
         assert re.search(
             r"Localiser: \d+ of \d+ organs found, mean error of their centres \S+ mm, box recall [01]\.\d+", log
@@ -95,7 +105,8 @@ def test_validate_alone_and_two_folds(workspace, kind, tmp_path):
     workspace.train(options="--val")
     assert json.loads(summary.read_text())["foreground_mean"] == before
     # numbers that are learnt differ by fold and travel with the checkpoint
-    learnt = "largest_instance_mm" if kind == "instances" else "organ_size_mm"
-    assert not torch.equal(buffers(workspace)[learnt], buffers(workspace, 1)[learnt])
+    learnt = {"instances": "largest_instance_mm", "heatmaps": "organ_size_mm"}
+    if kind in learnt:
+        assert not torch.equal(buffers(workspace)[learnt[kind]], buffers(workspace, 1)[learnt[kind]])
     workspace.predict(workspace.raw / "imagesTs", tmp_path, "-f 0 1")
     assert len(list(tmp_path.glob("*.nii.gz"))) == 2

@@ -59,7 +59,7 @@ def test_the_library_does_not_need_the_host(folder):
 LEAVES = (
     "roi", "components", "annotations", "body_regions", "sides", "slabs", "files", "plan.checks", "plan.base", "plan.two_stage",
     "plan.heatmap", "plan.attention", "plan.shared_encoder", "axes", "intensity",
-    "instances", "heatmaps",
+    "instances", "heatmaps", "body", "padding",
 )  # fmt: skip
 
 

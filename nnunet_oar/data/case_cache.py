@@ -36,8 +36,8 @@ class CaseCache:
         digest = hashlib.sha256(json.dumps([*key, self.window, self.labels]).encode()).hexdigest()[:12]
         self.folder = Path(dataset.source_folder) / f"oar_{self.kind}_{digest}"
 
-    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
-        """What to keep of one case. image: (C, Z, Y, X) normalised float32; seg: (1, Z, Y, X) without negative labels."""
+    def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
+        """What to keep of one case. image: (C, Z, Y, X) in the data's own units; seg: (1, Z, Y, X) without negative labels."""
         raise NotImplementedError
 
     def build(self, cases: Sequence[str], disable_progress_bar: bool = False) -> None:
@@ -76,7 +76,7 @@ class CaseCache:
         image, _ = replace_non_finite(torch.from_numpy(np.array(data[:])))
         seg = np.maximum(np.array(seg[:1]), 0)  # nnU-Net marks what lies outside the nonzero region with -1
         normalisation = measure(image, self.window)
-        content = self.content(case, normalisation.apply(image), seg)
+        content = self.content(case, image, normalisation, seg)
         with written_whole(self.path(case), shared=True) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,

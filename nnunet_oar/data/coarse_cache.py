@@ -49,8 +49,8 @@ class CoarseCache(CaseCache):
         self.coarse_shape, self.coarse_labels = tuple(coarse_shape), coarse_labels
         super().__init__(dataset, window, labels, [FORMAT, self.coarse_shape, coarse_labels, *key])
 
-    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
-        coarse = resize(image[None], self.coarse_shape, mode="linear")[0]
+    def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
+        coarse = resize(normalisation.apply(image)[None], self.coarse_shape, mode="linear")[0]
         if self.coarse_labels == "covering":
             labels = covering_labels(seg[0], self.coarse_shape, self.labels)[None]
         else:

@@ -55,8 +55,8 @@ class HeatmapCache(CaseCache):
         self.plan = plan
         super().__init__(dataset, plan.data_window, labels, [FORMAT, plan.spacing_mm, plan.localizer_spacing_mm])
 
-    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
-        coarse = resize(image[None], self.plan.localizer_shape(image.shape[1:]), mode="linear")[0]
+    def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
+        coarse = resize(normalisation.apply(image)[None], self.plan.localizer_shape(image.shape[1:]), mode="linear")[0]
         return {"image": coarse.to(torch.float16).numpy(), "organs": organ_rows(seg[0], self.labels)}
 
     def read(self, case: str) -> HeatmapCase:

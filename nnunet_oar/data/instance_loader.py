@@ -13,6 +13,7 @@ from nnunet_oar.data.augmentation import in_plane_rotation
 from nnunet_oar.data.cascade_loader import CascadeLoader
 from nnunet_oar.data.coarse_cache import CoarseCache, CoarseCase
 from nnunet_oar.instances import find_instances
+from nnunet_oar.intensity import Normalisation
 from nnunet_oar.plan import InstancePlan
 from nnunet_oar.roi import Box
 
@@ -40,10 +41,10 @@ class InstanceCache(CoarseCache):
             [*rules, sorted(annotated.items())],
         )
 
-    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
+    def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
         boxes = instances_of_labels(seg[0], self.annotations.labels(case), self.plan)
         instances = np.array([(*box.start, *box.stop) for box in boxes], dtype=np.int64).reshape(-1, 6)
-        return super().content(case, image, seg) | {"instances": instances}
+        return super().content(case, image, normalisation, seg) | {"instances": instances}
 
     def from_stored(self, stored) -> InstanceCase:
         instances = tuple(Box(tuple(row[:3]), tuple(row[3:])) for row in stored["instances"])

@@ -40,11 +40,11 @@ class SliceCache(CaseCache):
         self.slice_axis = slice_axis
         super().__init__(dataset, window, labels, [FORMAT, slice_axis])
 
-    def content(self, case: str, image: Tensor, seg: np.ndarray) -> dict[str, np.ndarray]:
+    def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
         in_plane = tuple(axis for axis in range(3) if axis != self.slice_axis)
         return {
             "holds": np.stack([(seg[0] == label).any(in_plane) for label in self.labels]),
-            "lowest": image.amin((1, 2, 3)).numpy(),
+            "lowest": normalisation.apply(image).amin((1, 2, 3)).numpy(),
         }
 
     def read(self, case: str) -> SliceCase:

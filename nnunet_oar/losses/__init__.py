@@ -6,6 +6,7 @@ from nnunet_oar.losses.binary import DiceCELoss
 from nnunet_oar.losses.combined import DiceCrossEntropyLoss
 from nnunet_oar.losses.dice import BatchDiceLoss, MulticlassDiceLoss
 from nnunet_oar.losses.focal import SpatiallyBalancedFocalLoss
+from nnunet_oar.losses.hard_voxel import HardVoxelDiceLoss
 from nnunet_oar.losses.heatmap import HeatmapL2Loss
 from nnunet_oar.losses.recalibration import recalibrate
 
@@ -14,6 +15,7 @@ __all__ = [
     "BatchDiceLoss",
     "DiceCELoss",
     "DiceCrossEntropyLoss",
+    "HardVoxelDiceLoss",
     "HeatmapL2Loss",
     "MulticlassDiceLoss",
     "SpatiallyBalancedFocalLoss",

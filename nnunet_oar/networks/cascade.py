@@ -139,7 +139,7 @@ class CascadeNetwork(TwoStageNetwork):
             if not indices:
                 continue
             other = self.segment(image, variant, flip)
-            inner = tuple(slice(a - b, c - b) for a, b, c in zip(box.start, variant.start, box.stop, strict=True))
+            inner = box.inside(variant).slices
             for index in indices:
                 full = resize(other[:, index + 1 : index + 2], variant.shape, mode="linear")[:, 0]
                 organ_logits[:, index] += full[(..., *inner)]

@@ -66,9 +66,5 @@ def organ_logits_of(logits: Tensor, shape: Sequence[int]) -> Tensor:
 
 def paste_highest(target: Tensor, where: Box, logits: Tensor, box: Box) -> None:
     """Write `logits` (..., *box.shape) into `target` (..., *where.shape), the volume of `where`: the higher one stays."""
-    inner = Box(
-        tuple(a - b for a, b in zip(box.start, where.start, strict=True)),
-        tuple(a - b for a, b in zip(box.stop, where.start, strict=True)),
-    )
-    view = target[(..., *inner.slices)]
+    view = target[(..., *box.inside(where).slices)]
     torch.maximum(view, logits, out=view)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
+
+from nnunet_oar.padding import pad_to, padded_shape
 
 MAX_FEATURES = 320
 
@@ -41,10 +42,5 @@ class UNet3D(PlainConvUNet):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = tuple(x.shape[2:])
-        wanted = [-(-size // step) * step for size, step in zip(shape, self.total_stride, strict=True)]
-        if wanted == list(self.total_stride):
-            wanted[0] *= 2  # one voxel at the deepest level has no variance to normalise by
-        pad = [more for size, want in zip(shape[::-1], wanted[::-1], strict=True) for more in (0, want - size)]
-        if any(pad):
-            x = F.pad(x, pad, mode="replicate")
+        x = pad_to(x, padded_shape(shape, self.total_stride))
         return super().forward(x)[(..., *map(slice, shape))]

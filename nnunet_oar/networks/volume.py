@@ -55,6 +55,10 @@ class VolumeNetwork(nn.Module):
         """What the loader made, normalised -> logits for training and online validation."""
         raise NotImplementedError
 
+    def region_of_interest(self, image: Tensor, report: PredictionReport) -> Box:
+        """The part of the image (C, Z, Y, X), in its own units, that `predict_image` gets; it is normalised as the whole is."""
+        return Box.full(image.shape[1:])
+
     def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
         """Normalised (1, C, Z, Y, X) -> box and organ logits (1, K - 1, *box.shape) in it, or None: nothing found."""
         raise NotImplementedError
@@ -83,14 +87,14 @@ class VolumeNetwork(nn.Module):
         image, bad = replace_non_finite(volume[(slice(None), *valid.slices)])
         if bad:
             report.warn(f"{bad} voxels are NaN or infinite; they were replaced by the smallest finite value")
-        image = measure(image, self.plan.data_window).apply(image)[None]
+        region = self.region_of_interest(image, report)
+        image = measure(image, self.plan.data_window).apply(image)[(slice(None), *region.slices)][None]
         inside = self.predict_image(image, report)
+        for boxes in (report.localised, report.boxes):
+            boxes |= {name: box.moved(region.start) for name, box in boxes.items()}
         if inside is not None:
             box, organ_logits = inside
-            where = Box(
-                tuple(a + b for a, b in zip(box.start, valid.start, strict=True)),
-                tuple(a + b for a, b in zip(box.stop, valid.start, strict=True)),
-            )
+            where = box.moved(region.start).moved(valid.start)
             logits[(slice(None), slice(1, None), *where.slices)] = organ_logits
         return logits
 

@@ -8,5 +8,12 @@ from nnunet_oar.trainers.attention import OARAttentionTrainer
 from nnunet_oar.trainers.cascade import OARCascadeTrainer
 from nnunet_oar.trainers.heatmap import OARHeatmapCascadeTrainer
 from nnunet_oar.trainers.instances import OARInstanceCascadeTrainer
+from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer
 
-__all__ = ["OARAttentionTrainer", "OARCascadeTrainer", "OARHeatmapCascadeTrainer", "OARInstanceCascadeTrainer"]
+__all__ = [
+    "OARAttentionTrainer",
+    "OARCascadeTrainer",
+    "OARHeatmapCascadeTrainer",
+    "OARInstanceCascadeTrainer",
+    "OARSharedEncoderTrainer",
+]

@@ -1,0 +1,230 @@
+"""Coarse segmentation and a decoder per organ on the features of one encoder.
+
+Paper 004 (a multitask framework whose coarse and fine segmentation share the encoder, SegTHOR challenge, ISBI 2019), section
+2.2 and figure 1. Instance normalisation, the size at which the coarse maps are averaged, margins and the growing of boxes that cut
+an organ are ours, see docs/papers.md.
+
+Sizes are padded to multiples of the strides and boxes reach from one border of the deepest voxels to another, so that what is cut
+out of the features of each level covers exactly the same region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_oar.body import find_body
+from nnunet_oar.components import drop_small
+from nnunet_oar.networks.crops import paste_highest, segment_growing
+from nnunet_oar.networks.precision import autocast
+from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork
+from nnunet_oar.padding import pad_to, padded_shape
+from nnunet_oar.plan import SharedEncoderPlan
+from nnunet_oar.roi import Box, resize
+
+# how many of the encoder's last blocks the coarse segmentation looks at (section 2.2.1)
+COARSE_BLOCKS = 3
+# keeps log-odds of probabilities that float32 rounds to 0 or 1 finite
+EPSILON = 1e-6
+
+
+class ResBlock(nn.Module):
+    """3^3 convolutions with instance normalisation and ReLU, and a shortcut: (B, in_channels, ...) -> (B, out_channels, ceil(Z /
+    stride), ...)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        convolutions: int,
+        stride: Sequence[int] = (1, 1, 1),
+        dilation: int = 1,
+    ):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(convolutions):
+            source, step = (out_channels, 1) if index else (in_channels, tuple(stride))
+            layers += [
+                nn.ReLU(inplace=True),
+                nn.Conv3d(source, out_channels, 3, step, padding=dilation, dilation=dilation, bias=False),
+                nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True),
+            ]
+        self.residual = nn.Sequential(*layers[1:])
+        same = in_channels == out_channels and max(stride) == 1
+        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, tuple(stride), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+class SharedEncoder(nn.Module):
+    """One convolution and the residual blocks: (B, C, Z, Y, X) -> features of each, the finest first; each block but the first is
+    twice as wide as the one before."""
+
+    def __init__(self, in_channels: int, plan: SharedEncoderPlan):
+        super().__init__()
+        self.widths = [plan.features, *(plan.features * 2**index for index in range(len(plan.strides)))]
+        self.entry = nn.Sequential(
+            nn.Conv3d(in_channels, plan.features, 3, padding=1, bias=False),
+            nn.InstanceNorm3d(plan.features, eps=1e-5, affine=True),
+            nn.ReLU(inplace=True),
+        )
+        shapes = zip(self.widths, self.widths[1:], plan.convolutions, plan.strides, plan.dilations, strict=False)
+        self.blocks = nn.ModuleList(ResBlock(*shape) for shape in shapes)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [self.entry(x)]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return features
+
+
+class CoarseHead(nn.Module):
+    """A convolution and a sigmoid for the features of each of the last blocks, brought to the size of the finest and averaged."""
+
+    def __init__(self, widths: Sequence[int], num_classes: int):
+        super().__init__()
+        # nnU-Net's -pretrained_weights skips layers of this name: their shape depends on the number of organs
+        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 3, padding=1) for width in widths)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Probabilities (B, K, Z, Y, X), float32, at the size of the first of `features`."""
+        shape = features[0].shape[2:]
+        maps = [layer(x).float().sigmoid() for layer, x in zip(self.seg_layers, features, strict=True)]
+        return torch.stack([resize(x, shape, mode="linear") for x in maps]).mean(0)
+
+
+class OrganDecoder(nn.Module):
+    """From the deepest features of a region to one logit per voxel: convolution and ReLU, resize to the next finer level, add its
+    features, residual block (section 2.2.2)."""
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        finer = widths[-2::-1]
+        self.narrow = nn.ModuleList(
+            nn.Conv3d(deep, width, 3, padding=1) for deep, width in zip(widths[:0:-1], finer, strict=True)
+        )
+        self.blocks = nn.ModuleList(ResBlock(width, width, 2) for width in finer)
+        self.seg_layers = nn.ModuleList([nn.Conv3d(widths[0], 1, 3, padding=1)])
+
+    def forward(self, crops: Sequence[Tensor]) -> Tensor:
+        """crops: the same region of each level, the finest first -> (B, 1, *size of the finest)."""
+        x = crops[-1]
+        for narrow, block, finer in zip(self.narrow, self.blocks, crops[-2::-1], strict=True):
+            x = block(resize(F.relu(narrow(x)), finer.shape[2:], mode="linear") + finer)
+        return self.seg_layers[0](x)
+
+
+class SharedEncoderNet(VolumeNetwork):
+    """Encoder, coarse segmentation and one decoder per organ (`SharedEncoderPlan` holds every number).
+
+    forward of a volume: see VolumeNetwork. forward of a dict {"image": (B, C, Z, Y, X)}, normalised and of a size that the strides
+    divide (`padded`): "features", as the encoder gives them, and "coarse", probabilities (B, K, Z, Y, X) with the background first.
+    `decode` turns the features into an organ's logits in a box.
+
+    Buffers, set by the trainer: `decoders_trained`, whether the training has come to the phase that trains them; `organ_known`
+    (K - 1,), whether a training case holds the organ: others are absent from all results.
+    """
+
+    def __init__(self, in_channels: int, plan: SharedEncoderPlan, canvas: tuple[int, ...] | None = None):
+        super().__init__(plan, canvas)
+        self.encoder = SharedEncoder(in_channels, plan)
+        widths = self.encoder.widths
+        self.coarse_head = CoarseHead(widths[-COARSE_BLOCKS:], self.num_classes)
+        self.decoders = nn.ModuleDict({str(label): OrganDecoder(widths) for label in range(1, self.num_classes)})
+        self.register_buffer("decoders_trained", torch.tensor(False))
+        self.register_buffer("organ_known", torch.ones(len(plan.organs), dtype=torch.bool))
+
+    def padded(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return padded_shape(shape, self.plan.total_stride)
+
+    def forward_batch(self, batch: dict[str, Tensor]) -> dict[str, list[Tensor] | Tensor]:
+        with autocast(batch["image"].device):
+            features = self.encoder(batch["image"])
+            return {"features": features, "coarse": self.coarse_head(features[-COARSE_BLOCKS:])}
+
+    def snapped(self, box: Box, shape: Sequence[int]) -> Box:
+        """The box that reaches to borders of the deepest voxels, on the encoder's grid of `shape` (padded)."""
+        deepest = [size // step for size, step in zip(shape, self.plan.total_stride, strict=True)]
+        return box.rescaled(shape, deepest).rescaled(deepest, shape)
+
+    def decode(self, features: Sequence[Tensor], label: int, box: Box) -> Tensor:
+        """Logits (B, 1, *box.shape), float32, of one organ in a `snapped` box of the encoder's grid."""
+        shape = features[0].shape[2:]
+        crops = [level[(..., *box.rescaled(shape, level.shape[2:]).slices)] for level in features]
+        with autocast(features[0].device):
+            return self.decoders[str(label)](crops).float()
+
+    def find_organs(self, coarse: Tensor, shape: Sequence[int]) -> dict[int, Box]:
+        """Label -> box on the encoder's grid of `shape`, of the coarse probabilities (1, K, Z, Y, X)."""
+        boxes = {}
+        for index in self.organ_known.nonzero()[:, 0].tolist():
+            mask = (coarse[0, index + 1] > self.plan.threshold).cpu().numpy()
+            box = Box.from_mask(drop_small(mask, self.plan.component_fraction))
+            if box is not None:
+                boxes[index + 1] = box.rescaled(mask.shape, shape)
+        return boxes
+
+    def fine_box(self, around: Box, shape: Sequence[int]) -> Box:
+        """The box that an organ's decoder sees: `around` + margin, snapped, on the encoder's grid of `shape` (padded)."""
+        return self.snapped(around.grow(self.plan.margin_vox).within(shape), shape)
+
+    def region_of_interest(self, image: Tensor, report: PredictionReport) -> Box:
+        """The body (section 2.1); the whole image where it cannot be told from what surrounds it."""
+        plan = self.plan
+        body = find_body(image[0].float().cpu().numpy(), plan.slice_axis, plan.intensity_from_hu)
+        if body is None:
+            report.warn("the body could not be told from the air around it: the whole image was searched")
+            return Box.full(image.shape[1:])
+        return body
+
+    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
+        if not self.decoders_trained:
+            raise RuntimeError(
+                "this checkpoint is of an epoch in which the organs' decoders had not been trained yet (phases in the section "
+                "'oar' of the plans); continue the training, nnUNetv2_train ... --c"
+            )
+        plan = self.plan
+        grid = plan.grid_shape(image.shape[2:])
+        shape = self.padded(grid)
+        out = self.forward_batch({"image": pad_to(resize(image, grid, mode="linear"), shape)})
+        parts = []
+        for label, found in self.find_organs(out["coarse"], shape).items():
+            organ = self.organs[label - 1]
+            report.localised[organ] = self._in_image(found, grid, image)
+            box, logits = segment_growing(
+                lambda wanted, label=label: self._with_background(self.decode(out["features"], label, wanted)),
+                self.fine_box(found, shape),
+                shape,
+                plan.total_stride,
+                plan.grow_attempts,
+                report,
+                largest_only=True,
+            )
+            report.boxes[organ] = self._in_image(box, grid, image)
+            parts.append((label, box, logits[:, 1:]))
+        if not parts:
+            report.warn("the coarse segmentation found no organ: the result is empty")
+            return None
+        where = Box.around(report.boxes.values())
+        organ_logits = torch.full((1, len(self.organs), *where.shape), plan.floor, device=image.device)
+        for label, box, logits in parts:
+            whole = torch.full((1, 1, *shape), plan.floor, device=image.device)
+            paste_highest(whole, Box.full(shape), logits, box)
+            whole = resize(whole[(..., *map(slice, grid))], image.shape[2:], mode="linear")
+            organ_logits[:, label - 1] = whole[(slice(None), 0, *where.slices)]
+        return where, organ_logits
+
+    @staticmethod
+    def _with_background(logits: Tensor) -> Tensor:
+        return torch.cat((torch.zeros_like(logits), logits), 1)
+
+    @staticmethod
+    def _in_image(box: Box, grid: Sequence[int], image: Tensor) -> Box:
+        """A box of the padded grid in voxels of the image; what lies in the padding is left out."""
+        stop = tuple(map(min, box.stop, grid))
+        start = tuple(min(first, last - 1) for first, last in zip(box.start, stop, strict=True))
+        return Box(start, stop).rescaled(grid, image.shape[2:])

@@ -1,0 +1,211 @@
+"""Multitask network of paper 004 (SegTHOR challenge, ISBI 2019): coarse and fine segmentation share one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from nnunet_oar.trainers.base import OARTrainer
+from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunet_oar.trainers.validation import count_voxels
+from torch import Tensor, nn
+
+from nnunet_oar.annotations import organ_labels
+from nnunet_oar.data.shared_encoder_loader import BodyCache, SharedEncoderLoader
+from nnunet_oar.fit import Budget, DatasetFacts
+from nnunet_oar.fit_shared_encoder import fit_shared_encoder
+from nnunet_oar.losses import HardVoxelDiceLoss
+from nnunet_oar.networks.shared_encoder import SharedEncoderNet
+from nnunet_oar.plan import SharedEncoderPlan
+from nnunet_oar.roi import Box, resize
+
+
+class OARSharedEncoderTrainer(OARTrainer):
+    """Coarse segmentation first, then also the organs' decoders, in phases (section 3.1); the loss of both goes into the encoder.
+
+    Where the decoders look is the phase's: at the truth, moved at random, or where the coarse branch finds the organ. Boxes have no
+    gradient.
+    """
+
+    plan_class = SharedEncoderPlan
+
+    @classmethod
+    def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> SharedEncoderPlan:
+        return fit_shared_encoder(facts, recipe, budget)
+
+    @classmethod
+    def make_network(cls, in_channels: int, plan: SharedEncoderPlan, canvas: tuple[int, ...]) -> SharedEncoderNet:
+        return SharedEncoderNet(in_channels, plan, canvas)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels: int, num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        return OARSharedEncoderTrainer.network_from_plans(
+            configuration_manager, num_input_channels, num_output_channels
+        )
+
+    def prepare_data(self, dataset) -> None:
+        self.cache = BodyCache(dataset, self.plan, list(organ_labels(self.dataset_json).values()))
+        self.cache.build(dataset.identifiers)
+        lost = sum(not self.cache.read(case).found for case in dataset.identifiers)
+        if lost:
+            self.print_to_log_file(
+                f"In {lost} of {len(dataset.identifiers)} cases the body could not be told from the air around it: they are used "
+                f"whole"
+            )
+
+    def learn_from_cases(self, cases: Sequence[str]) -> None:
+        held = {
+            label for case in cases for label in self.cache.read(case).organs if label in self.annotations.labels(case)
+        }
+        missing = [organ for label, organ in enumerate(self.plan.organs, start=1) if label not in held]
+        for label in range(1, len(self.plan.organs) + 1):
+            self.network.organ_known[label - 1] = label in held
+        if missing:
+            self.print_to_log_file(f"No training case holds {', '.join(missing)}: they will be absent from all results")
+
+    def make_loader(
+        self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int
+    ) -> SharedEncoderLoader:
+        return SharedEncoderLoader(
+            dataset,
+            cases,
+            self.cache,
+            self.plan,
+            self.annotations,
+            fold=self.fold,
+            training=training,
+            start=start,
+            workers=workers,
+        )
+
+    def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
+        """Adam with a decaying rate; the paper names no optimiser."""
+        plan = self.plan
+        self.initial_lr, self.weight_decay = plan.learning_rate, 0.0
+        optimizer = torch.optim.Adam(self.network.parameters(), plan.learning_rate)
+        stages = StageOptimizers({"network": (self.network, optimizer)}, plan.gradient_clip, self.device)
+        return stages, ExponentialDecay(stages, plan.lr_decay)
+
+    def _build_loss(self) -> nn.Module:
+        weight = self.plan.cross_entropy_weight
+        return nn.ModuleDict(
+            {
+                "coarse": HardVoxelDiceLoss(0.0, weight),
+                "fine": HardVoxelDiceLoss(self.plan.hard_voxel_weight, weight),
+            }
+        )
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration = self.current_epoch * self.num_iterations_per_epoch
+        phase = self.plan.phase(self.current_epoch)
+        if phase.start == self.current_epoch:
+            self.print_to_log_file(f"Phase: {phase}")
+        if phase.fine and not self.network.decoders_trained:
+            self.network.decoders_trained.fill_(True)
+            # a checkpoint of the coarse phase cannot predict, however well it scored
+            self._best_ema = None
+
+    def train_step(self, batch: dict) -> dict:
+        out, loss, target, annotated = self._coarse(batch)
+        phase = self.plan.phase(self.current_epoch)
+        if phase.fine:
+            rng = np.random.default_rng(self.seed_of(self._iteration, "boxes"))
+            boxes = self._boxes(out, target, annotated, phase.boxes, rng)
+            losses = [self._fine(out["features"], label, box, target)[1] for label, box in boxes.items()]
+            if losses:
+                loss = loss + torch.stack(losses).mean()
+        self.optimizer.update("network", loss)
+        self._iteration += 1
+        return {"loss": np.float64(loss.item())}
+
+    def _coarse(self, batch: dict) -> tuple[dict, Tensor, Tensor, Tensor]:
+        """What the network makes of the image, the loss of its coarse segmentation, target and what of it is annotated."""
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        target, annotated = self.partial_target(batch["target"], batch["annotated"])
+        coarse_target, _ = self.partial_target(batch["coarse_target"], batch["annotated"])
+        if annotated is None:
+            annotated = torch.ones_like(batch["annotated"])
+        out = self.network({"image": batch["image"]})
+        one_hot = torch.cat([coarse_target == label for label in range(len(self.plan.organs) + 1)], 1)
+        # the background of a sample that leaves an organ out is not known
+        known = torch.cat((annotated.all(1, keepdim=True), annotated), 1)
+        return out, self.loss["coarse"](out["coarse"], one_hot, known), target, annotated
+
+    def _fine(self, features: Sequence[Tensor], label: int, box: Box, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of one organ in its box, and their loss."""
+        logits = self.network.decode(features, label, box)
+        return logits, self.loss["fine"](logits.sigmoid(), target[(..., *box.slices)] == label)
+
+    def _boxes(
+        self, out: dict, target: Tensor, annotated: Tensor, source: str, rng: np.random.Generator | None
+    ) -> dict[int, Box]:
+        """Where the decoders look: label -> box, of organs that the sample annotates and holds, or that the coarse branch finds.
+        rng draws and moves them; None: all, as they are."""
+        plan, shape = self.plan, tuple(target.shape[2:])
+        truth = self._true_boxes(target, annotated)
+        found = self.network.find_organs(out["coarse"].detach(), shape) if source == "coarse" else {}
+        labels = [label for label in range(1, len(plan.organs) + 1) if annotated[0, label - 1]]
+        labels = [label for label in labels if label in truth or label in found]
+        if rng is not None:
+            count = min(len(labels), plan.organs_per_iteration or len(labels))
+            labels = sorted(rng.choice(labels, count, replace=False).tolist()) if labels else []
+        boxes = {}
+        for label in labels:
+            # an organ that the coarse branch does not find here has a decoder that must learn it all the same
+            box = found.get(label) or truth[label]
+            if label not in found and rng is not None:
+                box = _moved_sides(box, plan.jitter_vox, rng)
+            boxes[label] = self.network.fine_box(box, shape)
+        return boxes
+
+    def _true_boxes(self, target: Tensor, annotated: Tensor) -> dict[int, Box]:
+        boxes = {label: Box.from_mask(target[0, 0] == label) for label in range(1, len(self.plan.organs) + 1)}
+        return {label: box for label, box in boxes.items() if box is not None and annotated[0, label - 1]}
+
+    def validation_step(self, batch: dict) -> dict:
+        """Pseudo Dice of the decoders in the boxes of the truth, of the coarse segmentation while they are not trained; how many
+        organs lie in the box that the coarse branch would give their decoder."""
+        out, loss, target, annotated = self._coarse(batch)
+        shape = tuple(target.shape[2:])
+        found = self.network.find_organs(out["coarse"], shape)
+        truth = self._true_boxes(target, annotated)
+        inside = [
+            label in found and self.network.fine_box(found[label], shape).contains(truth[label]) for label in truth
+        ]
+        if self.network.decoders_trained:
+            logits = torch.full((1, len(self.plan.organs) + 1, *shape), self.plan.floor, device=self.device)
+            logits[:, 0] = 0
+            losses = []
+            for label, box in self._boxes(out, target, annotated, "truth", None).items():
+                organ, of_organ = self._fine(out["features"], label, box, target)
+                logits[(slice(None), label, *box.slices)] = organ[:, 0]
+                losses.append(of_organ)
+            if losses:
+                loss = loss + torch.stack(losses).mean()
+            prediction = logits.argmax(1)
+        else:
+            prediction = resize(out["coarse"], shape, mode="linear").argmax(1)
+        return {
+            "loss": loss.cpu().numpy(),
+            **count_voxels(prediction, target[:, 0], batch["annotated"]),
+            "organs_in_box": sum(inside),
+            "organs": len(truth),
+        }
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        inside, organs = (sum(output[key] for output in val_outputs) for key in ("organs_in_box", "organs"))
+        self.print_to_log_file(f"Coarse branch: box recall {inside / max(1, organs):.4f} of {organs} organs")
+
+
+def _moved_sides(box: Box, reach: Sequence[int], rng: np.random.Generator) -> Box:
+    """Each side of the box moved by up to `reach` voxels; one voxel of it stays."""
+    start = np.add(box.start, rng.integers(np.negative(reach), np.add(reach, 1)))
+    stop = np.add(box.stop, rng.integers(np.negative(reach), np.add(reach, 1)))
+    start = np.minimum(start, np.subtract(box.stop, 1))
+    return Box(tuple(start), tuple(np.maximum(stop, start + 1)))
