@@ -33,7 +33,10 @@ def find_body(image: np.ndarray, slice_axis: int, from_hu: tuple[float, float] |
     middle = image.take(image.shape[slice_axis] // 2, slice_axis)
     if middle.min() == middle.max():
         return None
-    threshold = threshold_otsu(middle)
+    # at Otsu's optimum the threshold lies midway between the means of what it divides; where no voxel lies between the two, every
+    # threshold is as good, and the one returned may graze the noise of the air
+    lower = middle <= threshold_otsu(middle)
+    threshold = float(middle[lower].mean() + middle[~lower].mean()) / 2
     if not PLAUSIBLE_HU[0] <= (threshold - intercept) / slope <= PLAUSIBLE_HU[1]:
         return None
     return Box.from_mask(drop_small(image > threshold, COMPONENT_FRACTION)).grow(MARGIN_VOX).within(image.shape)

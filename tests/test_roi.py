@@ -382,3 +382,12 @@ def test_around_holds_all_boxes():
     assert Box.around(boxes) == Box.around(iter(boxes)) == Box((0, 4), (5, 9))
     assert Box.around(boxes[:1]) == boxes[0]
     assert Box.around([]) is None
+
+
+@given(boxes(), st.tuples(*[st.integers(-9, 9)] * 3))
+def test_moved_and_inside_of_another_box(box, offset):
+    moved = box.moved(offset)
+    assert moved.shape == box.shape and moved.moved([-o for o in offset]) == box
+    assert moved.inside(box).start == offset and box.inside(box) == Box.full(box.shape)
+    outer = box.union(moved)
+    assert Box.full(outer.shape).contains(box.inside(outer)) and box.inside(outer).moved(outer.start) == box

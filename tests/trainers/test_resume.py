@@ -13,11 +13,14 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["instances", "heatmaps"])
+@pytest.mark.parametrize("kind", ["instances", "heatmaps", "shared"])
 def test_two_epochs_are_one_and_one(request, kind, monkeypatch, tmp_path):
     workspace = request.getfixturevalue(kind).entered(monkeypatch, tmp_path)
     plans = json.loads((workspace.preprocessed / "nnUNetOARPlans.json").read_text()) | {"continue_training": False}
     plans["configurations"]["3d_fullres"][SECTION] |= {"epochs": 2, "iterations_per_epoch": 3, "val_iterations": 2}
+    if kind == "shared":  # broken off where the decoders begin to be trained
+        phases = [{"start": 0, "fine": False}, {"start": 1, "boxes": "coarse"}]
+        plans["configurations"]["3d_fullres"][SECTION] |= {"phases": phases}
     dataset_json = json.loads((workspace.preprocessed / "dataset.json").read_text())
     trainer_class = recursive_find_trainer_class_by_name(workspace.trainer)
 

@@ -1,0 +1,74 @@
+"""The loss of paper 004 against a loop in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_oar.losses import HardVoxelDiceLoss
+
+
+def reference(p: np.ndarray, g: np.ndarray, hard: float, cross_entropy: float) -> float:
+    overlap = size = ce = 0.0
+    for a, b in zip(p.ravel(), g.ravel(), strict=True):
+        w = 1 + hard * abs(a - b)
+        overlap, size = overlap + w * a * b, size + w * (a + b)
+        ce -= w * (b * math.log(a) + (1 - b) * math.log(1 - a))
+    return 1 - (2 * overlap + 1) / (size + 1) + cross_entropy * ce / p.size
+
+
+@pytest.mark.parametrize(("hard", "cross_entropy"), [(0, 0), (1, 0), (2.5, 1), (0, 0.5)])
+def test_against_a_loop_over_voxels(hard, cross_entropy):
+    rng = np.random.default_rng(0)
+    p, g = rng.uniform(0.01, 0.99, (2, 3, 4, 5, 2)), rng.integers(0, 2, (2, 3, 4, 5, 2))
+    annotated = np.array([[True, False, True], [False, False, True]])
+    each = np.array([[reference(p[b, c], g[b, c], hard, cross_entropy) for c in range(3)] for b in range(2)])
+    loss = HardVoxelDiceLoss(hard, cross_entropy)
+    assert float(loss(torch.tensor(p), torch.tensor(g))) == pytest.approx(each.mean(), rel=1e-9)
+    assert float(loss(torch.tensor(p), torch.tensor(g), torch.tensor(annotated))) == pytest.approx(
+        each[annotated].mean(), rel=1e-9
+    )
+    assert float(loss(torch.tensor(p).float(), torch.tensor(g))) == pytest.approx(each.mean(), rel=1e-4)
+
+
+def test_voxels_that_are_wrong_pull_harder_and_weights_are_constants():
+    g = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 4, 1, 1)
+    p = torch.tensor([0.9, 0.1, 0.1, 0.9]).view(1, 1, 4, 1, 1)
+    plain, hard = (p.clone().requires_grad_() for _ in range(2))
+    HardVoxelDiceLoss(0.0)(plain, g).backward()
+    HardVoxelDiceLoss(3.0)(hard, g).backward()
+    a, b = plain.grad.flatten(), hard.grad.flatten()
+    assert (a[:2] < 0).all() and (a[2:] > 0).all() and a[0] == a[1]
+    assert b[1] / b[0] > 1.5 and b[3] / b[2] > 1.5
+    # w constant: the derivative of the quotient by hand
+    w = 1 + 3 * (p - g).abs()
+    n, d = 2 * (w * p * g).sum() + 1, (w * (p + g)).sum() + 1
+    assert torch.allclose(hard.grad, -(2 * w * g * d - n * w) / d**2, atol=1e-6)
+
+
+def test_nothing_annotated_absent_and_certain():
+    p = torch.rand(1, 2, 3, 3, 3, requires_grad=True)
+    loss = HardVoxelDiceLoss(1.0, 1.0)(p, torch.zeros(1, 2, 3, 3, 3), torch.zeros(1, 2, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and not p.grad.any()
+    zero = torch.zeros(1, 1, 3, 3, 3)
+    assert HardVoxelDiceLoss()(zero, zero).item() == 0
+    extreme = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1, 1).requires_grad_()
+    loss = HardVoxelDiceLoss(1.0, 1.0)(extreme, 1 - extreme.detach())
+    loss.backward()
+    assert loss.isfinite() and extreme.grad.isfinite().all()
+
+
+def test_half_precision_is_summed_in_float32():
+    p = torch.full((1, 1, 64, 64, 64), 0.5, dtype=torch.bfloat16)
+    loss = HardVoxelDiceLoss(0.0)(p, torch.ones_like(p))
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1 - 1 / 1.5, abs=1e-4)
+
+
+def test_shapes_that_do_not_fit():
+    p = torch.rand(1, 2, 3, 3, 3)
+    with pytest.raises(ValueError, match="probability and target"):
+        HardVoxelDiceLoss()(p, p[:, :1])
+    with pytest.raises(ValueError, match="annotated"):
+        HardVoxelDiceLoss()(p, p, torch.ones(1, 3, dtype=torch.bool))

@@ -1,0 +1,71 @@
+"""What is fitted to a data set for the shared encoder, and its section."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nnunet_oar.axes import AnatomicalAxes
+from nnunet_oar.fit import Budget, CaseFacts, DatasetFacts
+from nnunet_oar.fit_shared_encoder import TRAINING_BYTES_PER_VOXEL_AND_FEATURE, fit_shared_encoder
+from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan
+from nnunet_oar.roi import Box
+
+CANONICAL = AnatomicalAxes(left_right=2, anterior_posterior=1, inferior_superior=0, sides_agree=True)
+LABELS = {"heart": 1, "lung_left": 2, "lung_right": 3}
+
+
+def facts(spacing=(3.0, 1.0, 1.0), shape=(120, 400, 500), axes=CANONICAL) -> DatasetFacts:
+    organs = {1: Box((2, 3, 4), (6, 9, 9)), 2: Box((1, 1, 1), (5, 5, 5)), 3: Box((1, 1, 7), (5, 5, 9))}
+    return DatasetFacts(spacing, [CaseFacts(shape, organs)] * 3, LABELS, axes, (-500.0, 300.0), (1.0, 0.0))
+
+
+def test_the_paper_recipe_is_the_paper():
+    plan, paper = fit_shared_encoder(facts(), "paper", Budget(memory_gb=12)), SharedEncoderPlan(organs=("a",))
+    for name in ("grid_spacing_mm", "features", "strides", "dilations", "convolutions", "phases", "epochs", "margin_vox",
+                 "cross_entropy_weight", "organs_per_iteration", "hu_window", "grow_attempts"):  # fmt: skip
+        assert getattr(plan, name) == getattr(paper, name), name
+    assert plan.spacing_mm == (3, 1, 1) and plan.phases == SHARED_PHASES and plan.swap_on_flip == ((2, 3),)
+    assert [phase.start for phase in plan.phases] == [0, 40, 65] and plan.epochs == 90
+
+
+@pytest.mark.parametrize("memory", [0.1, 0.5, 4, 24])
+@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (5.0, 0.8, 0.8), (4.0, 3.0, 3.0), (1.0, 1.0, 1.0)])
+def test_the_part_of_a_ct_fits_the_memory_and_is_not_too_small(memory, spacing):
+    shape = tuple(int(mm / s) for mm, s in zip((360, 400, 500), spacing, strict=True))
+    plan = fit_shared_encoder(facts(spacing, shape), "fitted", Budget(memory_gb=memory))
+    grid = np.array(plan.grid_spacing_mm)
+    assert (grid >= np.maximum((3, 1, 1), spacing) - 1e-3).all()
+    assert all(size % step == 0 for size, step in zip(plan.crop_shape, plan.total_stride, strict=True))
+    voxels = memory * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * plan.features)
+    whole = np.multiply(shape, spacing) / grid
+    assert np.prod(plan.crop_shape) <= max(1.5 * voxels, 1) and np.prod(plan.crop_shape) >= np.prod(whole) / 40
+    assert (np.multiply(plan.margin_vox, grid) >= 10).all()
+
+
+def test_phases_keep_their_proportions():
+    plan = fit_shared_encoder(facts(), "fitted", Budget(epochs=9))
+    assert [phase.start for phase in plan.phases] == [0, 4, 6]
+    assert [plan.phase(epoch).fine for epoch in range(9)] == [False] * 4 + [True] * 5
+    assert [plan.phase(epoch).boxes for epoch in (4, 5, 6, 8)] == ["truth", "truth", "coarse", "coarse"]
+
+
+def test_unknown_axes_take_the_thickest_for_slices():
+    plan = fit_shared_encoder(facts((1.0, 5.0, 1.0), (400, 80, 500), None), "fitted", Budget())
+    assert plan.slice_axis == 1 and plan.grid_spacing_mm[1] >= 5 and plan.flip_axes == ()
+
+
+def test_round_trip_and_what_is_refused():
+    plan = SharedEncoderPlan(organs=("a", "b"))
+    section = json.loads(json.dumps(plan.to_section()))
+    assert SharedEncoderPlan.from_section(section) == plan
+    for changes, sentence in (
+        ({"phases": []}, "the first must start at 0"),
+        ({"phases": [{"start": 3}]}, "the first must start at 0"),
+        ({"phases": [{"start": 0, "boxes": "guess"}]}, "phases is .* one of truth, coarse"),
+        ({"dilations": [1, 3]}, "one entry per block"),
+        ({"batch_size": 2}, "batch_size is 2"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            SharedEncoderPlan.from_section(section | changes)
