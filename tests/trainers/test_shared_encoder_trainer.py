@@ -1,0 +1,140 @@
+"""OARSharedEncoderTrainer in this process: where its decoders look, what partial annotation leaves out, phases."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer
+
+from nnunet_oar.plan import SECTION
+from nnunet_oar.roi import Box
+
+SHAPE = (16, 32, 32)
+LIVER, SPLEEN = Box((2, 4, 6), (10, 20, 22)), Box((8, 22, 24), (14, 30, 30))
+
+
+@pytest.fixture
+def trainer(shared, monkeypatch, tmp_path) -> OARSharedEncoderTrainer:
+    return make(shared.entered(monkeypatch, tmp_path))
+
+
+def make(workspace, **section) -> OARSharedEncoderTrainer:
+    plans = json.loads((workspace.preprocessed / "nnUNetOARPlans.json").read_text()) | {"continue_training": False}
+    phases = [{"start": 0, "fine": False}, {"start": 1}, {"start": 2, "boxes": "coarse"}]
+    plans["configurations"]["3d_fullres"][SECTION] |= {
+        "epochs": 3,
+        "phases": phases,
+        "iterations_per_epoch": 2,
+    } | section
+    dataset_json = json.loads((workspace.preprocessed / "dataset.json").read_text())
+    made = OARSharedEncoderTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+    made.initialize()
+    made.num_iterations_per_epoch = 2
+    return made
+
+
+def parts(annotated=(True,) * 5) -> dict:
+    torch.manual_seed(0)
+    target = torch.zeros(1, 1, *SHAPE, dtype=torch.int16)
+    target[(0, 0, *LIVER.slices)], target[(0, 0, *SPLEEN.slices)] = 1, 2
+    return {
+        "image": torch.randn(1, 1, *SHAPE),
+        "target": target,
+        "annotated": torch.tensor([annotated]),
+    }
+
+
+def batch(trainer, annotated=(True,) * 5) -> dict:
+    values, step = parts(annotated), trainer.plan.coarse_stride
+    values["coarse_target"] = values["target"][..., :: step[0], :: step[1], :: step[2]]
+    return values
+
+
+def boxes(trainer, source, annotated=(True,) * 5, rng=None, found=()):
+    values = batch(trainer, annotated)
+    probability = torch.zeros(1, 6, *values["coarse_target"].shape[2:])
+    for label, box in found:
+        scaled = box.rescaled(SHAPE, probability.shape[2:])
+        probability[(0, label, *scaled.slices)] = 1
+    return trainer._boxes({"coarse": probability}, values["target"], values["annotated"], source, rng)
+
+
+def test_the_decoders_look_at_the_truth_or_where_the_coarse_branch_finds_the_organ(trainer):
+    network = trainer.network
+    truth = boxes(trainer, "truth")
+    assert truth == {1: network.fine_box(LIVER, SHAPE), 2: network.fine_box(SPLEEN, SHAPE)}
+    elsewhere = Box((0, 0, 0), (4, 8, 8))
+    found = boxes(trainer, "coarse", found=[(1, elsewhere), (3, SPLEEN)])
+    # found elsewhere, found where it is not, and not found: the truth
+    assert found[1] == network.fine_box(elsewhere, SHAPE) and found[2] == network.fine_box(SPLEEN, SHAPE)
+    assert set(found) == {1, 2, 3}
+
+
+def test_what_is_not_annotated_is_never_looked_at(trainer):
+    annotated = (False, True, False, True, True)
+    assert set(boxes(trainer, "truth", annotated)) == {2}
+    assert set(boxes(trainer, "coarse", annotated, found=[(1, LIVER), (3, LIVER), (4, LIVER)])) == {2, 4}
+    assert boxes(trainer, "truth", (False,) * 5, np.random.default_rng(0)) == {}
+
+
+def test_boxes_in_training_are_moved_and_as_many_as_the_plans_say(shared, monkeypatch, tmp_path):
+    trainer = make(shared.entered(monkeypatch, tmp_path), organs_per_iteration=1, jitter_vox=[2, 4, 4])
+    drawn = [boxes(trainer, "truth", rng=np.random.default_rng(seed)) for seed in range(20)]
+    assert all(len(of_draw) == 1 for of_draw in drawn) and {label for of_draw in drawn for label in of_draw} == {1, 2}
+    assert len({str(of_draw) for of_draw in drawn}) > 4
+    for of_draw in drawn:
+        for box in of_draw.values():
+            assert Box.full(SHAPE).contains(box) and trainer.network.snapped(box, SHAPE) == box
+
+
+def test_organs_that_a_sample_leaves_out_and_its_background_have_no_gradient(trainer):
+    values = batch(trainer, (True, False, True, True, True))
+    out, loss, target, annotated = trainer._coarse(values)
+    out["coarse"].retain_grad()
+    loss.backward()
+    gradient = out["coarse"].grad[0].abs().flatten(1).sum(1)
+    assert gradient[0] == 0 and gradient[2] == 0 and (gradient[[1, 3, 4, 5]] > 0).all()
+    # with everything annotated the background is learnt, too
+    out, loss, _, _ = trainer._coarse(batch(trainer))
+    out["coarse"].retain_grad()
+    loss.backward()
+    assert (out["coarse"].grad[0].abs().flatten(1).sum(1) > 0).all()
+
+
+def test_without_recalibration_what_is_left_out_is_background(shared, monkeypatch, tmp_path):
+    trainer = make(shared.entered(monkeypatch, tmp_path), recalibration=False)
+    out, loss, target, annotated = trainer._coarse(batch(trainer, (True, False, True, True, True)))
+    assert not (target == 2).any() and (target == 1).any() and annotated.all()
+
+
+def test_the_phases_decide_what_is_trained(trainer):
+    def changed(epoch):
+        trainer.current_epoch = epoch
+        before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+        trainer.on_train_epoch_start()
+        trainer.train_step(batch(trainer))
+        return {
+            name.split(".")[0] for name, value in trainer.network.state_dict().items()
+            if not torch.equal(value, before[name])
+        }  # fmt: skip
+
+    assert changed(0) == {"encoder", "coarse_head"} and not trainer.network.decoders_trained
+    trainer._best_ema = 0.9
+    assert changed(1) == {"encoder", "coarse_head", "decoders", "decoders_trained"}
+    # what scored best before the decoders were trained is no longer the best checkpoint
+    assert trainer._best_ema is None
+    trainer._best_ema = 0.5
+    assert changed(2) == {"encoder", "coarse_head", "decoders"} and trainer._best_ema == 0.5
+
+
+def test_validation_scores_the_coarse_branch_first_and_the_decoders_later(trainer):
+    values = batch(trainer)
+    with torch.no_grad():
+        early = trainer.validation_step(dict(values))
+        trainer.network.decoders_trained.fill_(True)
+        late = trainer.validation_step(dict(values))
+    for output in (early, late):
+        assert output["organs"] == 2 and 0 <= output["organs_in_box"] <= 2 and output["samples"].tolist() == [1] * 5
+        assert (output["tp_hard"] + output["fn_hard"])[:2].tolist() == [LIVER.volume, SPLEEN.volume]
+    assert late["loss"] > early["loss"]
