@@ -24,6 +24,7 @@ from pipeline import Pipeline
 from nnunet_oar.datasets.phantom import write_dataset
 
 CASCADE, INSTANCES, HEATMAPS = "OARCascadeTrainer", "OARInstanceCascadeTrainer", "OARHeatmapCascadeTrainer"
+SHARED = "OARSharedEncoderTrainer"
 EPOCHS = 10
 PROBE = {"epochs": 2, "iterations_per_epoch": 20, "val_iterations": 1}
 
@@ -34,8 +35,8 @@ def make_phantoms(region: str, spacing_mm: tuple[float, float, float]):
 
 DATA = {
     "kidneys": ("Dataset057_PhantomKidneys", make_phantoms("kidneys", (3.0, 2.0, 2.0)), (INSTANCES, CASCADE)),
-    "abdomen": ("Dataset058_PhantomAbdomen", make_phantoms("abdomen", (4.0, 3.0, 3.0)), (HEATMAPS, CASCADE)),
-    "openkbp": ("Dataset501_OpenKBP", make_openkbp, (HEATMAPS, CASCADE)),
+    "abdomen": ("Dataset058_PhantomAbdomen", make_phantoms("abdomen", (4.0, 3.0, 3.0)), (HEATMAPS, SHARED, CASCADE)),
+    "openkbp": ("Dataset501_OpenKBP", make_openkbp, (HEATMAPS, SHARED, CASCADE)),
 }
 
 

@@ -12,6 +12,8 @@ from nnunet_oar.data.instance_loader import instances_of_labels
 from nnunet_oar.intensity import measure
 from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
 from nnunet_oar.networks.instance_cascade import InstanceCascadeNetwork
+from nnunet_oar.networks.shared_encoder import SharedEncoderNet
+from nnunet_oar.networks.volume import PredictionReport
 from nnunet_oar.roi import Box, resize
 
 
@@ -55,6 +57,12 @@ def _score(network, image: torch.Tensor, truth: np.ndarray) -> dict[str, dict[st
                 inside = network.organ_box(index, centre, shape).contains(organs[organ])
                 scores[organ] = {"inside": float(inside), "error_mm": float(np.linalg.norm(error))}
         return scores
+    if isinstance(network, SharedEncoderNet):
+        network.predict_image(image, report := PredictionReport())
+        return {
+            organ: {"inside": float(organ in report.boxes and report.boxes[organ].contains(box))}
+            for organ, box in organs.items()
+        }
     found = network.localise(network.zoomed(image), shape)
     if isinstance(network, InstanceCascadeNetwork):
         boxes = [plan.fine_box(box, shape) for box in found]

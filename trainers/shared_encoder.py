@@ -1,4 +1,5 @@
-"""Multitask network of paper 004 (SegTHOR challenge, ISBI 2019): coarse and fine segmentation share one encoder."""
+"""Coarse and fine segmentation on one encoder: Zhang et al., Segmentation of thoracic organs at risk in CT images combining coarse
+and fine network (SegTHOR challenge, ISBI 2019)."""
 
 from __future__ import annotations
 
@@ -106,9 +107,10 @@ class OARSharedEncoderTrainer(OARTrainer):
         if phase.start == self.current_epoch:
             self.print_to_log_file(f"Phase: {phase}")
         if phase.fine and not self.network.decoders_trained:
-            self.network.decoders_trained.fill_(True)
             # a checkpoint of the coarse phase cannot predict, however well it scored
             self._best_ema = None
+        # -pretrained_weights may have brought a value of its own
+        self.network.decoders_trained.fill_(phase.fine)
 
     def train_step(self, batch: dict) -> dict:
         out, loss, target, annotated = self._coarse(batch)

@@ -1,7 +1,7 @@
 """Coarse segmentation and a decoder per organ on the features of one encoder.
 
-Paper 004 (a multitask framework whose coarse and fine segmentation share the encoder, SegTHOR challenge, ISBI 2019), section
-2.2 and figure 1. Instance normalisation, the size at which the coarse maps are averaged, margins and the growing of boxes that cut
+Paper: Zhang et al., Segmentation of thoracic organs at risk in CT images combining coarse and fine network (SegTHOR challenge, ISBI
+2019), section 2.2 and figure 1. Instance normalisation, the size at which the coarse maps are averaged, margins and the growing of boxes that cut
 an organ are ours, see docs/papers.md.
 
 Sizes are padded to multiples of the strides and boxes reach from one border of the deepest voxels to another, so that what is cut
