@@ -22,9 +22,13 @@ from arms import Data, last_seconds_per_epoch, load_results, make_openkbp, save_
 from pipeline import Pipeline
 
 from nnunet_oar.datasets.phantom import write_dataset
+from nnunet_oar.plan import SECTION
 
 CASCADE, INSTANCES, HEATMAPS = "OARCascadeTrainer", "OARInstanceCascadeTrainer", "OARHeatmapCascadeTrainer"
 SHARED = "OARSharedEncoderTrainer"
+# an arm that differs from its trainer's plan: name -> trainer, changes of the section "oar"
+WITHOUT_HARD_VOXELS = "OARSharedEncoderTrainer-plain"
+VARIANTS = {WITHOUT_HARD_VOXELS: (SHARED, {"hard_voxel_weight": 0.0})}
 EPOCHS = 10
 PROBE = {"epochs": 2, "iterations_per_epoch": 20, "val_iterations": 1}
 
@@ -35,22 +39,30 @@ def make_phantoms(region: str, spacing_mm: tuple[float, float, float]):
 
 DATA = {
     "kidneys": ("Dataset057_PhantomKidneys", make_phantoms("kidneys", (3.0, 2.0, 2.0)), (INSTANCES, CASCADE)),
-    "abdomen": ("Dataset058_PhantomAbdomen", make_phantoms("abdomen", (4.0, 3.0, 3.0)), (HEATMAPS, SHARED, CASCADE)),
+    "abdomen": (
+        "Dataset058_PhantomAbdomen",
+        make_phantoms("abdomen", (4.0, 3.0, 3.0)),
+        (HEATMAPS, SHARED, WITHOUT_HARD_VOXELS, CASCADE),
+    ),
     "openkbp": ("Dataset501_OpenKBP", make_openkbp, (HEATMAPS, SHARED, CASCADE)),
 }
 
 
-def run(data: Data, trainer: str, seed: int, minutes: float, memory_gb: float, iterations: int | None) -> dict:
-    """One trainer: iterations per epoch from a timed probe (or as given), training, prediction, scores."""
+def run(data: Data, arm: str, seed: int, minutes: float, memory_gb: float, iterations: int | None) -> dict:
+    """One arm: iterations per epoch from a timed probe (or as given), training, prediction, scores."""
     # nnU-Net reads its folders and finds our trainers by variables that are set by now
     from localiser_scores import score_localiser
 
+    trainer, changes = VARIANTS.get(arm, (arm, {}))
     plans = data.plan(trainer, f"-gpu_memory_target {memory_gb:g} --epochs {EPOCHS}")
     if iterations is None:
-        probe = data.train(plans, f"probe-{trainer}", PROBE, data.cases)
+        # where there are phases, the last is the slowest
+        phases = plans["configurations"]["3d_fullres"][SECTION].get("phases")
+        last = {"phases": [phases[-1] | {"start": 0}]} if phases else {}
+        probe = data.train(plans, f"probe-{arm}", PROBE | last, data.cases)
         iterations = int(minutes * 60 / EPOCHS / (last_seconds_per_epoch(probe) / PROBE["iterations_per_epoch"]))
-    changes = {"seed": seed, "iterations_per_epoch": max(1, iterations), "val_iterations": 2}
-    name = f"{trainer}-{seed}"
+    changes = {"seed": seed, "iterations_per_epoch": max(1, iterations), "val_iterations": 2, **changes}
+    name = f"{arm}-{seed}"
     model = data.train(plans, name, changes, data.cases)
     return {
         "minutes": minutes,
@@ -85,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, default=Path("trainers_output"), help="folder, kept between runs")
     parser.add_argument("--data", choices=tuple(DATA), required=True)
-    parser.add_argument("--trainers", nargs="+", help="default: all of the data set")
+    parser.add_argument("--trainers", nargs="+", help="or their variants; default: all of the data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument("--minutes", type=float, default=5, help="time for the updates of one training")
     parser.add_argument("-gpu_memory_target", type=float, default=0.3, help="GB, for the planner")
@@ -110,6 +122,9 @@ def main() -> int:
             if key not in results:
                 # a further seed gets as many updates as the first one
                 known = same[0]["iterations"] if same else None
+                # and so does a variant, which differs in what it learns and not in what it costs
+                twin = VARIANTS.get(trainer, (trainer,))[0]
+                known = known or results.get(f"{twin}-{seed}", {}).get("iterations")
                 results[key] = run(data, trainer, seed, args.minutes, args.gpu_memory_target, known)
                 save_results(file, results)
     print_table(data, results)
