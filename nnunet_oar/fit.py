@@ -136,6 +136,7 @@ def common_fields(facts: DatasetFacts, recipe: str, wanted_flips: Sequence[int])
         "swap_on_flip": swaps,
         "left_right_axis": facts.axes.left_right if facts.axes else None,
         "intensity_from_hu": facts.intensity_from_hu,
+        "unannotated_may_rise": recipe == "paper",
     }
 
 

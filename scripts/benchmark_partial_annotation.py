@@ -33,18 +33,23 @@ class Arm:
     complete: bool = False
 
 
+# equation (4) with the gradient it has; what is not annotated taken for background, as stock nnU-Net does
+LITERAL, BACKGROUND = {"unannotated_may_rise": True}, {"recalibration": False}
 ARMS = {
     "phantoms": {
         "cascade": Arm(CASCADE, {}),
-        "cascade-background": Arm(CASCADE, {"recalibration": False}),
+        "cascade-literal": Arm(CASCADE, LITERAL),
+        "cascade-background": Arm(CASCADE, BACKGROUND),
         "attention": Arm(ATTENTION, {}),
-        "attention-background": Arm(ATTENTION, {"recalibration": False}),
+        "attention-literal": Arm(ATTENTION, LITERAL),
+        "attention-background": Arm(ATTENTION, BACKGROUND),
         "no-attention": Arm(ATTENTION, {"attention": False}),
-        "no-attention-background": Arm(ATTENTION, {"attention": False, "recalibration": False}),
+        "no-attention-literal": Arm(ATTENTION, {"attention": False, **LITERAL}),
+        "no-attention-background": Arm(ATTENTION, {"attention": False, **BACKGROUND}),
     },
     "openkbp": {
         "a-complete": Arm(CASCADE, {}, complete=True),
-        "b-background": Arm(CASCADE, {"recalibration": False}),
+        "b-background": Arm(CASCADE, BACKGROUND),
         "c-recalibrated": Arm(CASCADE, {}),
     },
 }

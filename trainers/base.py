@@ -30,6 +30,7 @@ from nnunet_oar.facts import facts_from_preprocessed
 from nnunet_oar.files import written_whole
 from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas
 from nnunet_oar.losses.labels import unannotated_to_background
+from nnunet_oar.losses.recalibration import never_raised
 from nnunet_oar.plan import SECTION, OARPlan
 from nnunet_oar.sides import describe_sides, side_pairs
 
@@ -271,7 +272,10 @@ class OARTrainer(nnUNetTrainer):
 
     def partial_loss(self, logits: Tensor, target: Tensor, annotated: Tensor | None, *more) -> Tensor:
         """`self.loss` with re-calibration, or without it where the plans say so; more: its further arguments."""
-        return self.loss(logits, *self.partial_target(target, annotated), *more)
+        target, annotated = self.partial_target(target, annotated)
+        if not self.plan.unannotated_may_rise:
+            logits = never_raised(logits, annotated)
+        return self.loss(logits, target, annotated, *more)
 
     def partial_target(self, target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The target and what of it is annotated: everything, where the plans say that what is not annotated is background."""

@@ -39,6 +39,35 @@ def recalibrate(logits: Tensor, annotated: Tensor | None) -> Tensor:
     return torch.cat((background, organs.masked_fill(missing, UNANNOTATED_LOG_PROBABILITY)), 1)
 
 
+class _NeverRaised(torch.autograd.Function):
+    """Identity; gradients that would raise the masked values in a descent become 0."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, gradient.clamp_min(0), gradient), None
+
+
+def never_raised(logits: Tensor, annotated: Tensor | None) -> Tensor:
+    """The logits (B, K, ...), from which no gradient flows that would raise those of unannotated organs. Ours.
+
+    A case that does not annotate an organ can tell where it is not, wherever it annotates another, and never where it is. Yet the
+    gradient of equation (4) raises, in its background, the logits of all unannotated organs together with the background's own,
+    each in proportion to its probability: what happens to be likely there at first is made likely, and nothing in the data
+    contradicts. Values are unchanged. annotated: as `recalibrate`; raises ValueError as it does.
+    """
+    check_annotated(logits, annotated)
+    if annotated is None or annotated.all():
+        return logits
+    missing = torch.cat((torch.zeros_like(annotated[:, :1]), ~annotated), 1).to(logits.device)
+    return _NeverRaised.apply(logits, missing.reshape(*missing.shape, *[1] * (logits.ndim - 2)))
+
+
 def recalibrate_both(logits: Tensor, target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor]:
     """`recalibrate` of the logits (B, K, *spatial), and the target (B, 1, *spatial) with what is not annotated as background.
 

@@ -1,8 +1,8 @@
 """Coarse segmentation and a decoder per organ on the features of one encoder.
 
 Paper: Zhang et al., Segmentation of thoracic organs at risk in CT images combining coarse and fine network (SegTHOR challenge, ISBI
-2019), section 2.2 and figure 1. Instance normalisation, the size at which the coarse maps are averaged, margins and the growing of boxes that cut
-an organ are ours, see docs/papers.md.
+2019), section 2.2 and figure 1. Instance normalisation, the size at which the coarse maps are averaged, margins and the growing of
+boxes that cut an organ are ours, see docs/papers.md.
 
 Sizes are padded to multiples of the strides and boxes reach from one border of the deepest voxels to another, so that what is cut
 out of the features of each level covers exactly the same region.

@@ -51,6 +51,9 @@ class OARPlan:
     hu_window: tuple[float, float] | None = spec(None, check.optional(check.window))
     # equation (4) of paper 003 for organs that a case does not annotate; false: they are background, as for stock nnU-Net
     recalibration: bool = spec(True, check.boolean)
+    # whether a case may raise the logit of an organ that it does not annotate, as the equation's gradient does; false: only
+    # lower it
+    unannotated_may_rise: bool = spec(True, check.boolean)
     gradient_clip: float = spec(12.0, check.number(0))
     augmentation: str = spec("flips", check.one_of(*AUGMENTATIONS))
     flip_axes: tuple[int, ...] = spec((), check.list_of(check.integer(0, 2)))

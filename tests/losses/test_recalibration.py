@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_oar.losses import recalibrate
+from nnunet_oar.losses import DiceCrossEntropyLoss, recalibrate
+from nnunet_oar.losses.recalibration import never_raised
 
 
 def equation_4(logits, annotated):
@@ -107,3 +108,35 @@ def test_float32_under_autocast():
 def test_what_does_not_fit_is_refused(logits, annotated, named):
     with pytest.raises(ValueError, match=named):
         recalibrate(logits, annotated)
+
+
+def gradient_of(logits, target, annotated, guard):
+    logits = logits.clone().requires_grad_()
+    seen = guard(logits, annotated)
+    loss = DiceCrossEntropyLoss(1.0)(seen, target, annotated)
+    loss.backward()
+    return loss.item(), logits.grad
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_case_never_raises_what_it_does_not_annotate(seed):
+    logits, annotated = random_case(seed, (3, 4, 5, 6))
+    annotated[0], annotated[1] = [True, False, True], [False, True, False]
+    logits, annotated = torch.from_numpy(logits), torch.from_numpy(annotated)
+    target = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (3, 1, 5, 6)))
+    plain_loss, plain = gradient_of(logits, target, annotated, lambda x, _: x)
+    loss, guarded = gradient_of(logits, target, annotated, never_raised)
+    missing = torch.cat((torch.zeros(3, 1, dtype=torch.bool), ~annotated), 1)
+    assert loss == plain_loss
+    assert (guarded[missing] >= 0).all() and (guarded[missing] > 0).any()
+    # what is lowered, and what is annotated, is as before
+    assert torch.equal(guarded[missing], plain[missing].clamp_min(0)) and (plain[missing] < 0).any()
+    assert torch.equal(guarded[~missing], plain[~missing])
+
+
+def test_with_everything_annotated_the_guard_is_nothing():
+    logits = torch.randn(2, 3, 4)
+    assert never_raised(logits, None) is logits
+    assert never_raised(logits, torch.ones(2, 2, dtype=torch.bool)) is logits
+    with pytest.raises(ValueError, match="annotated must be bool"):
+        never_raised(logits, torch.ones(2, 5, dtype=torch.bool))
