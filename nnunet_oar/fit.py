@@ -160,11 +160,14 @@ def within_budget(plan: P, budget: Budget) -> P:
 def _fitted(plan: CascadePlan, facts: DatasetFacts, memory_gb: float) -> CascadePlan:
     fields, boxes = two_stage_fields(facts, memory_gb, _boxes_of_all_organs(facts))
     median = np.median(boxes, axis=0)
+    complete = [case.complete for case in facts.cases]
+    # a guess at where the rest lies may be wrong; what other cases show is not
+    reach = 0.0 if all(complete) else 1.0 if any(complete) else 0.5
     return replace(
         plan,
         **fields,
         margin_jitter=0.5,
-        reach_unannotated=0.5 if any(not case.complete for case in facts.cases) else 0.0,
+        reach_unannotated=reach,
         extra_box_vox=tuple(tuple(math.ceil(size * factor) for size in median) for factor in (1.15, 1.3)),
         hu_window=narrowed_window(facts.window),
         fallback_whole=True,

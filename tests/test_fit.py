@@ -199,7 +199,7 @@ def test_the_box_of_a_case_that_leaves_organs_out_is_not_measured():
 
 def test_crops_reach_further_only_where_cases_are_incomplete():
     organs = {1: Box((40, 80, 80), (50, 100, 100))}
-    for complete, reach in ((True, 0.0), (False, 0.5)):
-        cases = [CaseFacts((100, 200, 200), organs), CaseFacts((100, 200, 200), organs, complete)]
+    for complete, reach in (((True, True), 0.0), ((True, False), 1.0), ((False, False), 0.5)):
+        cases = [CaseFacts((100, 200, 200), organs, of_case) for of_case in complete]
         assert fit_cascade(facts(cases=cases), "fitted", Budget()).reach_unannotated == reach
         assert fit_cascade(facts(cases=cases), "paper", Budget()).reach_unannotated == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,6 +49,12 @@ class CascadeLoader(SampleLoader):
         shapes = {"coarse": plan.coarse_shape, "fine": plan.fine_shape} if training else {}
         self.transforms = {stage: self._transforms(shape) for stage, shape in shapes.items()}
 
+    @cached_property
+    def references(self) -> list[dict[int, Box]]:
+        """Organs of the cases that annotate all: they tell where lies what others leave out."""
+        whole = (name for name in self.cases if self.annotations.annotated(name).all())
+        return [case.organs for case in map(self.cache.read, whole) if case.organs]
+
     def _transforms(self, shape: Sequence[int]):
         return nnunet_transforms(shape) if self.plan.augmentation == "nnunet" else None
 
@@ -81,12 +88,16 @@ class CascadeLoader(SampleLoader):
     def _box(self, n: int, case: CoarseCase, organs: dict[int, Box], complete: bool, rng: np.random.Generator) -> Box:
         """Where the second stage looks, of the organs that the case annotates (all, if complete)."""
         shape = case.shape
-        around = Box.around(organs.values())
-        if around is None:  # an empty label map teaches what background looks like
+        annotated = Box.around(organs.values())
+        if annotated is None:  # an empty label map teaches what background looks like
             return Box.full(shape)
         plan = self.plan
         if not self.training:
-            return plan.fine_box(around, shape)
+            return plan.fine_box(annotated, shape)
+        anywhere = not complete and rng.random() < plan.reach_unannotated
+        around = annotated
+        if anywhere and self.references:
+            around = self._with_what_is_left_out(organs, annotated, shape, rng)
         sizes = (plan.min_box_vox, *plan.extra_box_vox)
         box = plan.fine_box(around, shape, sizes[rng.integers(len(sizes))])
         if plan.margin_jitter:
@@ -95,12 +106,24 @@ class CascadeLoader(SampleLoader):
             start = np.minimum(np.maximum(0, box.start + rng.integers(-reach, reach + 1)), around.start)
             stop = np.maximum(np.minimum(shape, box.stop + rng.integers(-reach, reach + 1)), around.stop)
             box = Box(tuple(start), tuple(stop))
-        if not complete and rng.random() < plan.reach_unannotated:
-            # what the case leaves out may lie anywhere beyond
+        if anywhere and not self.references:
             start = np.floor(np.multiply(box.start, rng.random(3))).astype(int)
             stop = np.ceil(shape - np.subtract(shape, box.stop) * rng.random(3)).astype(int)
             box = Box(tuple(start), tuple(stop))
         return box
+
+    def _with_what_is_left_out(
+        self, organs: dict[int, Box], annotated: Box, shape: Sequence[int], rng: np.random.Generator
+    ) -> Box:
+        """Box of the annotated organs and of what the case leaves out, as far beyond them as in a complete case that is drawn."""
+        reference = self.references[rng.integers(len(self.references))]
+        common = Box.around(box for label, box in reference.items() if label in organs)
+        if common is None:
+            return annotated
+        every = Box.around(reference.values())
+        start = np.clip(np.add(annotated.start, np.subtract(every.start, common.start)), 0, annotated.start)
+        stop = np.clip(np.add(annotated.stop, np.subtract(every.stop, common.stop)), annotated.stop, shape)
+        return Box(tuple(start), tuple(stop))
 
     def _augment(
         self, stage: str, image: Tensor, labels: Tensor, annotated: Tensor, rng: np.random.Generator

@@ -66,8 +66,8 @@ class CascadePlan(TwoStagePlan):
     # section 2.2.1: larger least boxes as augmentation
     extra_box_vox: tuple[Triple, ...] = spec(((150, 200, 200), (200, 256, 256)), check.list_of(check.shape))
     margin_jitter: float = spec(0.0, check.number(0, 1))
-    # how often the crop of a case that leaves organs out is grown towards the image's faces in training: at prediction the box is
-    # that of all organs
+    # how often the crop of a case that leaves organs out is enlarged in training, as at prediction the box is that of all organs:
+    # to where these lie in a case that annotates all, towards the image's faces where there is no such case
     reach_unannotated: float = spec(0.0, check.number(0, 1))
     # organ -> over what its logits are averaged at prediction ("boxes": also the larger least boxes; "flips": also mirrored)
     test_time: dict[str, tuple[str, ...]] = spec({}, check.dict_of(check.list_of(check.one_of(*TEST_TIME))))

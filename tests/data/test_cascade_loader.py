@@ -6,6 +6,7 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from fake_dataset import EVERYTHING, HALVES, FakeDataset, case
 
+from nnunet_oar.annotations import Annotations, Source
 from nnunet_oar.data.augmentation import flip, seeded_globals, swap_organs
 from nnunet_oar.data.cascade_loader import CascadeLoader
 from nnunet_oar.data.coarse_cache import CoarseCache
@@ -223,6 +224,36 @@ def test_crops_of_incomplete_cases_sometimes_reach_further(dataset):
     assert volumes(EVERYTHING, 1.0) == volumes(EVERYTHING, 0.0)
     reaching, plain = volumes(HALVES, 1.0), volumes(HALVES, 0.0)
     assert all(a >= b for a, b in zip(reaching, plain, strict=True)) and sum(reaching) > 1.5 * sum(plain)
+
+
+def test_crops_reach_where_a_complete_case_has_what_is_left_out(dataset):
+    """Case 0 annotates organ 1, case 1 everything: organ 2 lies 9 voxels further on each axis in all of them."""
+    annotations = Annotations(
+        ("one", "two"),
+        (
+            Source("part", ("case_0",), frozenset({"one"})),
+            Source("whole", ("case_1", "case_2", "case_3"), frozenset({"one", "two"})),
+        ),
+    )
+    under_test = loader(
+        dataset,
+        annotations=annotations,
+        reach_unannotated=1.0,
+        extra_box_vox=(),
+        margin_vox=(0, 0, 0),
+        min_box_vox=(1, 1, 1),
+    )
+    labels = dataset.cases["case_0"][1][0]
+    one, both = Box.from_mask(labels == 1), Box.from_mask(labels > 0)
+    seen = 0
+    for n in range(16):
+        dataset.reads.clear()
+        sample = under_test.sample(n)
+        box = Box(tuple(s.start for s in dataset.reads[0][1:]), tuple(s.stop for s in dataset.reads[0][1:]))
+        if not sample["fine_annotated"].all():
+            seen += 1
+            assert sample["organs"] == {1: one} and box == both
+    assert seen == 4
 
 
 def test_what_is_annotated_changes_sides_with_the_labels(dataset):
