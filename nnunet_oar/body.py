@@ -14,6 +14,7 @@ from nnunet_oar.roi import Box
 
 # A threshold between the body and air lies here; above, it tells one tissue from another, below, air from what a scanner pads with
 PLAUSIBLE_HU = (-900.0, -150.0)
+RANGE_HU = (-1024.0, 500.0)
 # of the largest one; arms and legs may lie apart from the trunk, a table or a clip need not be kept
 COMPONENT_FRACTION = 0.05
 # the skin fills its voxels in part
@@ -28,8 +29,8 @@ def find_body(image: np.ndarray, slice_axis: int, from_hu: tuple[float, float] |
     if from_hu is None:
         return None
     slope, intercept = from_hu
-    # what scanners write outside of the field of view may lie far below air
-    image = np.maximum(image, -1024 * slope + intercept)
+    # what scanners write outside of the field of view may lie far below air, and metal far above bone
+    image = np.clip(image, *(hu * slope + intercept for hu in RANGE_HU))
     middle = image.take(image.shape[slice_axis] // 2, slice_axis)
     if middle.min() == middle.max():
         return None

@@ -18,12 +18,13 @@ from nnunet_oar.fit import (
     plausible_flips,
     within_budget,
 )
-from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan, scaled_phases
+from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan, SharedPhase, scaled_phases
 
 # Measured on a CPU in float32 with 8 and 16 features, 150,000 and 200,000 voxels: peak memory of one training step with 4 decoders
-# in boxes of a fifth of the volume was 269 to 421 bytes per voxel of the grid and feature of the first level; mixed precision needs
-# less.
-TRAINING_BYTES_PER_VOXEL_AND_FEATURE = 330
+# that see 0.3 of the volume each was 269 to 421 bytes per voxel of the grid and feature of the first level, and what the layers
+# keep grows by 1.2 where they see all of it; mixed precision needs less.
+ENCODER_BYTES_PER_VOXEL_AND_FEATURE = 240
+DECODER_BYTES_PER_VOXEL_AND_FEATURE = 150
 # Training sees this share of a CT at once at least: for a small device the grid becomes coarser instead
 LEAST_SHARE = 1 / 16
 # The paper's deepest voxels are 8 mm long (6 mm across the slices)
@@ -31,6 +32,9 @@ COARSEST_MM = 12.0
 # but fine grids of coarse data are worth two levels
 COARSEST_VOXELS = 4
 MARGIN_MM, JITTER_MM = 10.0, 5.0
+DECODERS_AT_ONCE = 4
+# of the part of the CT that training sees at once: what an organ's box fills of it, on average
+DECODER_SHARE = 0.5
 
 
 def fit_shared_encoder(facts: DatasetFacts, recipe: str, budget: Budget) -> SharedEncoderPlan:
@@ -44,9 +48,13 @@ def fit_shared_encoder(facts: DatasetFacts, recipe: str, budget: Budget) -> Shar
         spacing_mm=facts.spacing_mm,
         grid_spacing_mm=tuple(finest.tolist()),
         slice_axis=slice_axis,
+        # scaled below, when the number of epochs is known
+        phases=(SharedPhase(0),),
     )
     features = fitted_features(budget.memory_gb) if recipe == "fitted" else plan.features
-    voxels = budget.memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features)
+    decoders = min(len(facts.labels), DECODERS_AT_ONCE) if recipe == "fitted" else len(facts.labels)
+    per_voxel = ENCODER_BYTES_PER_VOXEL_AND_FEATURE + decoders * DECODER_SHARE * DECODER_BYTES_PER_VOXEL_AND_FEATURE
+    voxels = budget.memory_gb * 1e9 / (per_voxel * features)
     image_mm = np.percentile([case.shape for case in facts.cases], 95, axis=0) * facts.spacing_mm
     if recipe == "fitted":
         plan = _fitted(plan, facts, image_mm, np.maximum(finest, facts.spacing_mm), voxels, features)
@@ -79,7 +87,7 @@ def _fitted(
         coarse_labels="covering",
         margin_vox=tuple(np.ceil(MARGIN_MM / spacing).astype(int).tolist()),
         jitter_vox=tuple(np.ceil(JITTER_MM / spacing).astype(int).tolist()),
-        organs_per_iteration=4,
+        organs_per_iteration=DECODERS_AT_ONCE,
         hu_window=narrowed_window(facts.window),
         augmentation="nnunet",
         cross_entropy_weight=1.0,

@@ -56,9 +56,9 @@ def run(data: Data, arm: str, seed: int, minutes: float, memory_gb: float, itera
     trainer, changes = VARIANTS.get(arm, (arm, {}))
     plans = data.plan(trainer, f"-gpu_memory_target {memory_gb:g} --epochs {EPOCHS}")
     if iterations is None:
-        # where there are phases, the last is the slowest
+        # where there are phases, the last is the slowest; an untrained coarse branch would find organs everywhere
         phases = plans["configurations"]["3d_fullres"][SECTION].get("phases")
-        last = {"phases": [phases[-1] | {"start": 0}]} if phases else {}
+        last = {"phases": [phases[-1] | {"start": 0, "boxes": "truth"}]} if phases else {}
         probe = data.train(plans, f"probe-{arm}", PROBE | last, data.cases)
         iterations = int(minutes * 60 / EPOCHS / (last_seconds_per_epoch(probe) / PROBE["iterations_per_epoch"]))
     changes = {"seed": seed, "iterations_per_epoch": max(1, iterations), "val_iterations": 2, **changes}
@@ -116,7 +116,7 @@ def main() -> int:
     for seed in [] if args.table else args.seeds:
         for trainer in chosen:
             key = f"{trainer}-{seed}"
-            same = [result for other, result in results.items() if other.startswith(f"{trainer}-")]
+            same = [result for other, result in results.items() if other.rpartition("-")[0] == trainer]
             if any((r["minutes"], r["memory_gb"]) != (args.minutes, args.gpu_memory_target) for r in same):
                 parser.error(f"{file} holds {trainer} with another --minutes or -gpu_memory_target; choose another -o")
             if key not in results:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from nnunet_oar.intensity import measure
 from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
 from nnunet_oar.networks.instance_cascade import InstanceCascadeNetwork
 from nnunet_oar.networks.shared_encoder import SharedEncoderNet
-from nnunet_oar.networks.volume import PredictionReport
 from nnunet_oar.roi import Box, resize
 
 
@@ -32,7 +32,6 @@ def score_localiser(model: Path, images: Path, labels: Path) -> dict[str, dict[s
             [str(image_file)], str(label_file), predictor.plans_manager, configuration, predictor.dataset_json
         )
         image = torch.as_tensor(np.asarray(data))
-        image = measure(image, network.plan.data_window).apply(image)[None]
         truth = np.asarray(seg)[0]
         with torch.inference_mode():
             for name, found in _score(network, image, truth).items():
@@ -41,8 +40,10 @@ def score_localiser(model: Path, images: Path, labels: Path) -> dict[str, dict[s
     return scores
 
 
-def _score(network, image: torch.Tensor, truth: np.ndarray) -> dict[str, dict[str, float]]:
-    plan, shape = network.plan, tuple(image.shape[2:])
+def _score(network, data: torch.Tensor, truth: np.ndarray) -> dict[str, dict[str, float]]:
+    """data: (C, Z, Y, X), preprocessed."""
+    plan, shape = network.plan, tuple(data.shape[1:])
+    image = measure(data, plan.data_window).apply(data)[None]
     organs = {organ: Box.from_mask(truth == label) for label, organ in enumerate(plan.organs, start=1)}
     organs = {organ: box for organ, box in organs.items() if box is not None}
     if isinstance(network, HeatmapCascadeNetwork):
@@ -58,10 +59,12 @@ def _score(network, image: torch.Tensor, truth: np.ndarray) -> dict[str, dict[st
                 scores[organ] = {"inside": float(inside), "error_mm": float(np.linalg.norm(error))}
         return scores
     if isinstance(network, SharedEncoderNet):
-        network.predict_image(image, report := PredictionReport())
+        # boxes before they grow, as those of the others are
+        network.plan = replace(plan, grow_attempts=0)
+        network(data[None])
+        boxes = network.reports[0].boxes
         return {
-            organ: {"inside": float(organ in report.boxes and report.boxes[organ].contains(box))}
-            for organ, box in organs.items()
+            organ: {"inside": float(organ in boxes and boxes[organ].contains(box))} for organ, box in organs.items()
         }
     found = network.localise(network.zoomed(image), shape)
     if isinstance(network, InstanceCascadeNetwork):

@@ -46,6 +46,7 @@ def test_lungs_a_table_and_padding_of_scanners(rng):
     image[:, 55, 10:70] = -300  # table, apart from the body and small
     assert within(find_body(image, 0, HU), BODY)
     image[:, :4], image[:, -2:] = -3024, -3024  # outside of the field of view
+    image[10, 20:22, 40:43] = 30000  # an implant
     assert within(find_body(image, 0, HU), BODY)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from nnunet_oar.axes import AnatomicalAxes
 from nnunet_oar.fit import Budget, CaseFacts, DatasetFacts
-from nnunet_oar.fit_shared_encoder import TRAINING_BYTES_PER_VOXEL_AND_FEATURE, fit_shared_encoder
+from nnunet_oar.fit_shared_encoder import ENCODER_BYTES_PER_VOXEL_AND_FEATURE, fit_shared_encoder
 from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan
 from nnunet_oar.roi import Box
 
@@ -37,9 +37,11 @@ def test_the_part_of_a_ct_fits_the_memory_and_is_not_too_small(memory, spacing):
     grid = np.array(plan.grid_spacing_mm)
     assert (grid >= np.maximum((3, 1, 1), spacing) - 1e-3).all()
     assert all(size % step == 0 for size, step in zip(plan.crop_shape, plan.total_stride, strict=True))
-    voxels = memory * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * plan.features)
+    voxels = memory * 1e9 / (ENCODER_BYTES_PER_VOXEL_AND_FEATURE * plan.features)
     whole = np.multiply(shape, spacing) / grid
     assert np.prod(plan.crop_shape) <= max(1.5 * voxels, 1) and np.prod(plan.crop_shape) >= np.prod(whole) / 40
+    paper = fit_shared_encoder(facts(spacing, shape), "paper", Budget(memory_gb=memory))
+    assert np.prod(paper.crop_shape) <= max(voxels, np.prod(paper.total_stride))
     assert (np.multiply(plan.margin_vox, grid) >= 10).all()
 
 
@@ -62,6 +64,8 @@ def test_round_trip_and_what_is_refused():
     for changes, sentence in (
         ({"phases": []}, "the first must start at 0"),
         ({"phases": [{"start": 3}]}, "the first must start at 0"),
+        ({"epochs": 30}, "the last epoch must train the decoders"),
+        ({"phases": [{"start": 0}, {"start": 5, "fine": False}, {"start": 9}]}, "all that follow the first one"),
         ({"phases": [{"start": 0, "boxes": "guess"}]}, "phases is .* one of truth, coarse"),
         ({"dilations": [1, 3]}, "one entry per block"),
         ({"batch_size": 2}, "batch_size is 2"),

@@ -51,12 +51,16 @@ class OARSharedEncoderTrainer(OARTrainer):
     def prepare_data(self, dataset) -> None:
         self.cache = BodyCache(dataset, self.plan, list(organ_labels(self.dataset_json).values()))
         self.cache.build(dataset.identifiers)
-        lost = sum(not self.cache.read(case).found for case in dataset.identifiers)
-        if lost:
-            self.print_to_log_file(
-                f"In {lost} of {len(dataset.identifiers)} cases the body could not be told from the air around it: they are used "
-                f"whole"
-            )
+        cases = [self.cache.read(case) for case in dataset.identifiers]
+        for count, what in (
+            (sum(not case.found for case in cases), "no threshold between body and air was found: they are used whole"),
+            (
+                sum(case.cut_organs for case in cases),
+                "the body's box would have cut labels: it was enlarged in training",
+            ),
+        ):
+            if count:
+                self.print_to_log_file(f"In {count} of {len(cases)} cases {what}")
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
         held = {
@@ -106,11 +110,17 @@ class OARSharedEncoderTrainer(OARTrainer):
         phase = self.plan.phase(self.current_epoch)
         if phase.start == self.current_epoch:
             self.print_to_log_file(f"Phase: {phase}")
-        if phase.fine and not self.network.decoders_trained:
+        if self._decoders_begin:
             # a checkpoint of the coarse phase cannot predict, however well it scored
             self._best_ema = None
         # -pretrained_weights may have brought a value of its own
         self.network.decoders_trained.fill_(phase.fine)
+
+    @property
+    def _decoders_begin(self) -> bool:
+        """Whether this epoch is the first that trains the decoders."""
+        epoch = self.current_epoch
+        return self.plan.phase(epoch).fine and not (epoch and self.plan.phase(epoch - 1).fine)
 
     def train_step(self, batch: dict) -> dict:
         out, loss, target, annotated = self._coarse(batch)
@@ -201,6 +211,10 @@ class OARSharedEncoderTrainer(OARTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
+        if self._decoders_begin:
+            # the running mean starts anew, too: the coarse segmentation's scores say nothing of the decoders
+            mean = self.logger.get_value("mean_fg_dice", step=None)[-1]
+            self.logger.log("ema_fg_dice", mean, self.current_epoch)
         inside, organs = (sum(output[key] for output in val_outputs) for key in ("organs_in_box", "organs"))
         self.print_to_log_file(f"Coarse branch: box recall {inside / max(1, organs):.4f} of {organs} organs")
 
@@ -210,4 +224,4 @@ def _moved_sides(box: Box, reach: Sequence[int], rng: np.random.Generator) -> Bo
     start = np.add(box.start, rng.integers(np.negative(reach), np.add(reach, 1)))
     stop = np.add(box.stop, rng.integers(np.negative(reach), np.add(reach, 1)))
     start = np.minimum(start, np.subtract(box.stop, 1))
-    return Box(tuple(start), tuple(np.maximum(stop, start + 1)))
+    return Box(tuple(start), tuple(np.maximum(stop, np.maximum(start, box.start) + 1)))

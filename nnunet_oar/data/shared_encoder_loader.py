@@ -25,11 +25,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class BodyCase:
-    """body: box of the patient's body in the preprocessed case; found: whether it could be told from the air; organs: label -> box
-    in the case; normalisation: of the whole case, for regions of it."""
+    """body: box of the patient's body in the preprocessed case, and of its organs; found: whether the body could be told from the
+    air; cut_organs: whether its box without them would have cut some; organs: label -> box in the case; normalisation: of the whole
+    case, for regions of it."""
 
     body: Box
     found: bool
+    cut_organs: bool
     organs: dict[int, Box]
     normalisation: Normalisation
 
@@ -45,11 +47,14 @@ class BodyCache(CaseCache):
 
     def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
         body = find_body(image[0].float().numpy(), self.plan.slice_axis, self.plan.intensity_from_hu)
+        organs = organ_rows(seg[0], self.labels)
         box = body or Box.full(image.shape[1:])
+        with_organs = Box.around([box, *organ_boxes(organs).values()])
         return {
-            "body": np.array([*box.start, *box.stop]),
+            "body": np.array([*with_organs.start, *with_organs.stop]),
             "found": np.array(body is not None),
-            "organs": organ_rows(seg[0], self.labels),
+            "cut_organs": np.array(with_organs != box),
+            "organs": organs,
         }
 
     def read(self, case: str) -> BodyCase:
@@ -58,6 +63,7 @@ class BodyCache(CaseCache):
             return BodyCase(
                 Box(tuple(body[:3]), tuple(body[3:])),
                 bool(stored["found"]),
+                bool(stored["cut_organs"]),
                 organ_boxes(stored["organs"]),
                 self.normalisation(stored),
             )
@@ -70,8 +76,9 @@ class SharedEncoderLoader(SampleLoader):
     "target" (1, 1, Z, Y, X) int16; "coarse_target" (1, 1, ...) int16, the same at the size of the coarse segmentation; "annotated"
     bool (1, K - 1).
 
-    In training, the middle of the part lies in an organ that the case annotates in `organ_share` of the samples, each organ as
-    often as the others, and anywhere in the body else; in validation in the middle of such an organ, a different one in each pass.
+    In training, the middle of the part lies in the box of an organ that the case annotates in `organ_share` of the samples, each
+    organ as often as the others, and anywhere in the body else; in validation in the middle of such a box, a different one in each
+    pass.
     """
 
     def __init__(

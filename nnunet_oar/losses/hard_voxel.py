@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_oar.losses.dice import SMOOTH_VOX
+
+# a probability of exactly 0 or 1 costs 28 and not infinitely much
+LEAST = 1e-12
 
 
 class HardVoxelDiceLoss(nn.Module):
@@ -39,8 +41,9 @@ class HardVoxelDiceLoss(nn.Module):
         size = (weight * (probability + target)).flatten(2).sum(-1)
         loss = 1 - (2 * overlap + SMOOTH_VOX) / (size + SMOOTH_VOX)
         if self.cross_entropy_weight:
-            # torch bounds the logarithms, so that a probability of exactly 0 or 1 costs 100 and not infinitely much
-            cross_entropy = F.binary_cross_entropy(probability, target, weight, reduction="none")
+            # torch's own raises for NaN, which the scaler of float16 must see to leave the step out
+            right, wrong = (p.clamp_min(LEAST).log() for p in (probability, 1 - probability))
+            cross_entropy = -weight * (target * right + (1 - target) * wrong)
             loss = loss + self.cross_entropy_weight * cross_entropy.flatten(2).mean(-1)
         if annotated is None:
             return loss.mean()

@@ -70,8 +70,8 @@ class HeatmapCascadeNetwork(VolumeNetwork):
             )
             report.boxes[organ] = box
             parts.append((index, box, resize(logits[:, 1:], box.shape, mode="linear").clamp_min_(self.plan.floor)))
+        report.warn_of_missing(self.organs)
         if not parts:
-            report.warn("the localiser found no organ: the result is empty")
             return None
         # log-odds against each organ's own background: the highest is the highest probability
         where = Box.around(box for _, box, _ in parts)

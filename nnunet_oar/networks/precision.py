@@ -19,14 +19,21 @@ def cpu_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
+_CONVOLUTIONS = (torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d)
+SHORT_VOX = 2
+
+
 class _ShortConvolutionsInFloat32(TorchFunctionMode):
-    """3D convolutions of inputs that are two voxels long on the first axis, as the deepest level of a network may be, leave
-    autocast: on processors with AVX512-BF16 and without AMX, oneDNN in torch 2.15 returns uninitialised memory for the gradient of
-    their weights. Other lengths, axes, strides and 2D convolutions are right there."""
+    """Convolutions of inputs that are one or two voxels long on an axis, as the deepest level of a network may be, leave autocast.
+
+    On processors with AVX512-BF16 and without AMX, oneDNN in torch 2.15 returns uninitialised memory for the gradient of the
+    weights of 3D ones that are two voxels long on the first axis, and strided ones that are one voxel long on another write where
+    they must not. From three voxels up all sizes, strides and dilations that were tried are right, and so are 2D convolutions.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is not torch.conv3d or args[0].shape[2] != 2:
+        if func not in _CONVOLUTIONS or min(args[0].shape[2:]) > SHORT_VOX:
             return func(*args, **kwargs)
         image, *rest = args
         with torch.autocast("cpu", enabled=False):

@@ -27,8 +27,6 @@ from nnunet_oar.roi import Box, resize
 
 # how many of the encoder's last blocks the coarse segmentation looks at (section 2.2.1)
 COARSE_BLOCKS = 3
-# keeps log-odds of probabilities that float32 rounds to 0 or 1 finite
-EPSILON = 1e-6
 
 
 class ResBlock(nn.Module):
@@ -147,9 +145,11 @@ class SharedEncoderNet(VolumeNetwork):
             return {"features": features, "coarse": self.coarse_head(features[-COARSE_BLOCKS:])}
 
     def snapped(self, box: Box, shape: Sequence[int]) -> Box:
-        """The box that reaches to borders of the deepest voxels, on the encoder's grid of `shape` (padded)."""
+        """The box that reaches to borders of the deepest voxels, two of them where there are two, on the encoder's grid of `shape`
+        (padded)."""
         deepest = [size // step for size, step in zip(shape, self.plan.total_stride, strict=True)]
-        return box.rescaled(shape, deepest).rescaled(deepest, shape)
+        # one voxel has no variance to normalise by
+        return box.rescaled(shape, deepest).at_least(2).within(deepest).rescaled(deepest, shape)
 
     def decode(self, features: Sequence[Tensor], label: int, box: Box) -> Tensor:
         """Logits (B, 1, *box.shape), float32, of one organ in a `snapped` box of the encoder's grid."""
@@ -177,7 +177,12 @@ class SharedEncoderNet(VolumeNetwork):
         plan = self.plan
         body = find_body(image[0].float().cpu().numpy(), plan.slice_axis, plan.intensity_from_hu)
         if body is None:
-            report.warn("the body could not be told from the air around it: the whole image was searched")
+            why = (
+                "the HU are not known"
+                if plan.intensity_from_hu is None
+                else "no threshold between body and air was found"
+            )
+            report.warn(f"the body was not cut out, as {why}: the whole image was searched")
             return Box.full(image.shape[1:])
         return body
 
@@ -206,8 +211,8 @@ class SharedEncoderNet(VolumeNetwork):
             )
             report.boxes[organ] = self._in_image(box, grid, image)
             parts.append((label, box, logits[:, 1:]))
+        report.warn_of_missing(self.organs)
         if not parts:
-            report.warn("the coarse segmentation found no organ: the result is empty")
             return None
         where = Box.around(report.boxes.values())
         organ_logits = torch.full((1, len(self.organs), *where.shape), plan.floor, device=image.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,13 @@ class PredictionReport:
         # nnU-Net's "Predicting X:" is the only place where the case's name is known: what is said must follow it in a log file
         sys.stdout.flush()
         logger.warning(text)
+
+    def warn_of_missing(self, organs: Sequence[str]) -> None:
+        """Say which of the organs were not found, where each is looked for on its own."""
+        missing = [organ for organ in organs if organ not in self.localised]
+        if missing:
+            everything = "; the result is empty" if len(missing) == len(organs) else ""
+            self.warn(f"not found, and left out: {', '.join(missing)}{everything}")
 
 
 class VolumeNetwork(nn.Module):

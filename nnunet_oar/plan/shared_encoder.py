@@ -40,7 +40,8 @@ class SharedEncoderPlan(OARPlan):
     # parts of CTs differ in shape where a body is smaller than `crop_shape`: one at a time
     batch_size: int = spec(1, check.integer(1, 1))
     epochs: int = spec(90, check.integer(1))
-    # the part of a body that training sees at once, in voxels of the encoder's grid; how often an organ lies in its middle
+    # the part of a body that training sees at once, in voxels of the encoder's grid; how often its middle
+    # lies in the box of an organ
     crop_shape: Triple = spec((64, 192, 192), check.shape)
     organ_share: float = spec(0.67, check.number(0, 1))
     # section 2.2.1 and figure 1: one convolution and four residual blocks of two or three; 8 * features channels at the end
@@ -70,6 +71,13 @@ class SharedEncoderPlan(OARPlan):
     def __post_init__(self):
         super().__post_init__()
         refuse_phases(self.phases)
+        trained = [self.phase(epoch).fine for epoch in range(self.epochs)]
+        if not trained[-1] or trained != sorted(trained):
+            raise ValueError(
+                f"plans, section {SECTION!r}: phases are {plain([(phase.start, phase.fine) for phase in self.phases])} (start, "
+                f"fine) for {self.epochs} epochs; the last epoch must train the decoders, and all that follow the first one that "
+                f"does"
+            )
         blocks = len(self.strides)
         if blocks < 3 or len(self.convolutions) != blocks or len(self.dilations) != blocks:
             raise ValueError(

@@ -49,10 +49,18 @@ def test_bodies_and_organs_are_kept(dataset):
     under_test = loader(dataset)
     for name in dataset.identifiers:
         kept = under_test.cache.read(name)
-        assert kept.found and kept.body.contains(BODY) and BODY.grow(3).contains(kept.body)
+        assert kept.found and not kept.cut_organs and kept.body.contains(BODY) and BODY.grow(3).contains(kept.body)
         assert kept.organs == {label: Box.from_mask(dataset.cases[name][1][0] == label) for label in (1, 2)}
         image = torch.from_numpy(dataset.cases[name][0])
         assert torch.allclose(kept.normalisation.apply(image).mean(), torch.zeros(()), atol=1e-4)
+
+
+def test_a_body_that_would_cut_an_organ_is_enlarged_in_training(tmp_path):
+    image, labels = case(0)
+    labels[0, 4:8, 2:5, 2:6] = 1  # outside of what looks like the body
+    under_test = loader(FakeDataset(tmp_path, {"case_0": (image, labels)}))
+    kept = under_test.cache.read("case_0")
+    assert kept.cut_organs and kept.body.contains(kept.organs[1]) and kept.body.contains(BODY)
 
 
 @pytest.mark.parametrize("augmentation", ["flips", "nnunet"])

@@ -85,7 +85,7 @@ def test_every_organ_is_segmented_in_its_own_box_and_an_organ_without_heat_is_ab
     logits, found = predicted(network, image)
     assert torch.equal(found, labels)
     report = network.reports[0]
-    assert list(report.boxes) == ["first", "second"] and report.warnings == []
+    assert list(report.boxes) == ["first", "second"] and report.warnings == ["not found, and left out: third"]
     assert report.boxes["first"].contains(FIRST.grow(3)) and report.boxes["second"].contains(SECOND.grow(3))
     assert not report.boxes["first"].contains(FIRST.grow(5))
     assert network.localizer.calls == [(27, 22, 17)] and network.segmenters["3"].calls == []
@@ -99,7 +99,9 @@ def test_nothing_found_is_empty_and_said():
     image, _ = phantom()
     network = make((None, None, None))
     _, found = predicted(network, image)
-    assert not found.any() and network.reports[0].warnings == ["the localiser found no organ: the result is empty"]
+    assert not found.any() and network.reports[0].warnings == [
+        "not found, and left out: first, second, third; the result is empty"
+    ]
 
 
 def test_an_organ_that_training_never_held_is_absent_whatever_the_heat():

@@ -37,15 +37,18 @@ def test_gradients_decide_for_training_alone(monkeypatch, right):
 def test_what_torch_gets_wrong_is_computed_in_float32(monkeypatch):
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "cpu_bfloat16_gradients_are_right", lambda: True)
-    assert dtype_of_a_convolution((2, 4, 4)) == torch.float32
-    assert dtype_of_a_convolution((4, 2, 2)) == torch.bfloat16
+    for short in ((2, 4, 4), (6, 1, 3), (4, 4, 2)):
+        assert dtype_of_a_convolution(short) == torch.float32
+    assert dtype_of_a_convolution((3, 3, 3)) == torch.bfloat16
 
 
 @pytest.mark.skipif(not precision.cpu_has_bfloat16(), reason="the processor has no bfloat16")
-@pytest.mark.parametrize("size", [(2, 4, 4), (3, 4, 4), (4, 2, 2)])
-def test_gradients_are_those_of_float32(size):
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), ((1, 2, 2), 1), (1, 3), (1, 6)])
+@pytest.mark.parametrize("size", [(2, 4, 4), (3, 4, 4), (4, 2, 2), (6, 1, 3), (8, 8, 8)])
+def test_gradients_are_those_of_float32(size, stride, dilation):
     torch.manual_seed(0)
-    conv, image = torch.nn.Conv3d(16, 16, 3, padding=1), torch.randn(2, 16, *size)
+    conv = torch.nn.Conv3d(16, 16, 3, stride, padding=dilation, dilation=dilation)
+    image = torch.randn(2, 16, *size)
     conv(image).square().sum().backward()
     reference, conv.weight.grad = conv.weight.grad, None
     with precision.autocast(torch.device("cpu")):

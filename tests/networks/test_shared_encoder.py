@@ -188,18 +188,20 @@ def test_a_box_that_cuts_an_organ_grows():
 def test_nothing_found_and_organs_that_no_case_held(caplog):
     image, labels = phantom(())
     logits, found = predicted(make(), image)
-    assert not found.any() and "found no organ" in caplog.text
+    assert not found.any() and "not found, and left out: first, second; the result is empty" in caplog.text
     image, labels = phantom()
     network = make()
     network.organ_known[1] = False
     assert torch.equal(predicted(network, image)[1], torch.where(labels == 2, 0, labels))
+    assert network.reports[0].warnings == ["not found, and left out: second"]
 
 
 def test_a_ct_without_air_is_used_whole(caplog):
     image, labels = phantom(body=Box.full(SHAPE))
     with caplog.at_level(logging.WARNING):
         assert torch.equal(predicted(make(), image)[1], labels)
-    assert "could not be told from the air" in caplog.text
+        assert torch.equal(predicted(make(intensity_from_hu=None), image)[1], labels)
+    assert "no threshold between body and air was found" in caplog.text and "the HU are not known" in caplog.text
 
 
 def test_a_checkpoint_of_the_coarse_phase_predicts_nothing():
@@ -209,14 +211,29 @@ def test_a_checkpoint_of_the_coarse_phase_predicts_nothing():
     assert {"decoders_trained", "organ_known"} <= set(network.state_dict())
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 20, 20), (3, 17, 9), (16, 32, 32)])
-def test_real_layers_take_any_size(shape):
+def test_real_layers_take_any_size_and_one_voxel_for_an_organ(shape, axis, train):
+    """Slices along each axis, two channels; the paper's margin, which is none."""
     torch.manual_seed(0)
-    network = SharedEncoderNet(1, SharedEncoderPlan(**SMALL)).eval()
-    network.decoders_trained.fill_(True)
-    image = torch.randn(1, 1, *shape) * 100
+    strides = [tuple(np.roll(stride, axis).tolist()) for stride in STRIDES]
+    network = SharedEncoderNet(
+        2, SharedEncoderPlan(**(SMALL | {"margin_vox": (0, 0, 0), "strides": strides, "slice_axis": axis}))
+    )
+    network.train(train).decoders_trained.fill_(True)
+    shape = tuple(np.roll(shape, axis).tolist())
+
+    def one_voxel(coarse, shape):
+        at = tuple(size // 2 for size in coarse.shape[2:])
+        box = Box(at, tuple(a + 1 for a in at)).rescaled(coarse.shape[2:], shape)
+        return {1: box, 2: Box((0, 0, 0), (1, 1, 1))}
+
+    network.find_organs = one_voxel
     with torch.no_grad():
-        assert network(image).shape == (1, 3, *shape)
+        logits = network(torch.randn(1, 2, *shape) * 100)
+    assert logits.shape == (1, 3, *shape) and logits.isfinite().all()
+    assert set(network.reports[0].boxes) == {"first", "second"}
 
 
 def test_the_papers_sizes():

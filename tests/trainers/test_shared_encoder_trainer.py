@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer
+from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer, _moved_sides
 
 from nnunet_oar.plan import SECTION
 from nnunet_oar.roi import Box
@@ -88,6 +88,14 @@ def test_boxes_in_training_are_moved_and_as_many_as_the_plans_say(shared, monkey
             assert Box.full(SHAPE).contains(box) and trainer.network.snapped(box, SHAPE) == box
 
 
+def test_moved_sides_always_leave_some_of_the_box():
+    rng, box = np.random.default_rng(0), Box((5, 9, 9), (6, 11, 12))
+    for _ in range(200):
+        moved = _moved_sides(box, (1, 4, 4), rng)
+        assert all(a < d and c < b for a, b, c, d in zip(moved.start, moved.stop, box.start, box.stop, strict=True))
+        assert np.abs(np.subtract(moved.start, box.start)).max() <= 4
+
+
 def test_organs_that_a_sample_leaves_out_and_its_background_have_no_gradient(trainer):
     values = batch(trainer, (True, False, True, True, True))
     out, loss, target, annotated = trainer._coarse(values)
@@ -124,6 +132,11 @@ def test_the_phases_decide_what_is_trained(trainer):
     assert changed(1) == {"encoder", "coarse_head", "decoders", "decoders_trained"}
     # what scored best before the decoders were trained is no longer the best checkpoint
     assert trainer._best_ema is None
+    # nor does what the running mean was made of
+    trainer.logger.log("mean_fg_dice", 0.9, 0)
+    counts = {"tp_hard": np.ones(5), "fp_hard": np.ones(5), "fn_hard": np.ones(5), "samples": np.ones(5)}
+    trainer.on_validation_epoch_end([{"loss": 1.0, **counts, "organs_in_box": 1, "organs": 2}])
+    assert trainer.logger.get_value("ema_fg_dice", step=None)[1] == 0.5
     trainer._best_ema = 0.5
     assert changed(2) == {"encoder", "coarse_head", "decoders"} and trainer._best_ema == 0.5
 
