@@ -69,9 +69,10 @@ def _organ_grids(facts: DatasetFacts, memory_gb: float, features: int, margin_vo
         sizes = [case.organs[label].shape for case in facts.cases if label in case.organs]
         # an organ that no case holds has a network that is never trained
         size_mm = (np.mean(sizes or [(1, 1, 1)], axis=0) + 2 * np.asarray(margin_vox)) * spacing
-        grid = fit_grid(size_mm, spacing, voxels)
+        fits = np.prod(size_mm / spacing) <= voxels
+        grid = np.ceil(size_mm / spacing).astype(int) if fits else fit_grid(size_mm, spacing, voxels)
         # the grid's least sizes and multiples of 8 may be finer than half the working spacing
-        step = np.maximum(size_mm / grid / spacing, 0.5)
+        step = np.ones(3) if fits else np.maximum(size_mm / grid / spacing, 0.5)
         steps[organ] = tuple(float(value) for value in step.round(4))
         strides[organ] = fit_strides(grid, step * spacing)
     return {"organ_step_vox": steps, "organ_strides": strides}

@@ -44,6 +44,8 @@ def find_instances(
         return []
     # a mask fills a small part of a CT; one voxel more, so that distances to the background exist on all sides
     mask = np.pad(mask[full.slices] != 0, 1)
+    # distances are between the centres of voxels, and a gap is between their faces
+    join_mm = join_mm + max(voxel_mm)
     parts = _large_parts(mask, fraction, voxel_mm, join_mm)
     too_large = _too_large(voxel_mm, largest_mm)
     parts = _join_near(parts, voxel_mm, join_mm, too_large)
@@ -77,7 +79,8 @@ def _too_large(voxel_mm: Sequence[float], largest_mm: Sequence[float] | None):
     """Whether a mask is larger than an instance can be."""
     if largest_mm is None:
         return lambda part: False
-    bound = EXTENT_TOLERANCE * np.asarray(largest_mm, dtype=float)
+    # a coarse map shows an instance up to a voxel longer at each end
+    bound = EXTENT_TOLERANCE * np.asarray(largest_mm, dtype=float) + 2 * np.asarray(voxel_mm)
     return lambda part: bool((Box.from_mask(part).shape * np.asarray(voxel_mm) > bound).any())
 
 
@@ -145,6 +148,13 @@ def _cut_at_neck(part: np.ndarray, voxel_mm) -> list[np.ndarray] | None:
         cores = split_instances(depth > erosion, 2)
         if len(cores) == 2 and np.count_nonzero(cores[1]) >= CORE_SHARE * np.count_nonzero(cores[0]):
             markers = cores[0].astype(np.int32) + 2 * cores[1]
-            sides = watershed(-depth, markers, mask=part)
-            return [sides == 1, sides == 2]
+            sides = watershed(-depth, markers, connectivity=np.ones((3, 3, 3)), mask=part)
+            halves = [sides == 1, sides == 2]
+            # what no core reaches, as a tumour that was joined to its kidney across a gap, belongs to the nearer one
+            rest = part & (sides == 0)
+            if rest.any():
+                first, second = (distance_transform_edt(~half, sampling=voxel_mm) for half in halves)
+                halves[0] |= rest & (first <= second)
+                halves[1] |= rest & (first > second)
+            return halves
     return None

@@ -20,6 +20,7 @@ from nnunet_oar.annotations import Annotations, organ_labels
 from nnunet_oar.evaluation.dice import score_folder
 from nnunet_oar.files import written_whole
 from nnunet_oar.plan import SECTION
+from nnunet_oar.sides import side_pairs
 
 # one preprocessed copy serves all plans: they differ in the section "oar" alone
 PREPARED = "nnUNetOARPlans"
@@ -77,7 +78,7 @@ class Data:
     def predict(self, model: Path) -> dict[str, dict[str, float | None]]:
         """Test case -> organ -> Dice, predicted with the stock command."""
         trainer, name, _ = model.name.split("__")
-        folder = self.pipeline.folder / "predictions" / self.name / name
+        folder = self.predictions(name)
         shutil.rmtree(folder, ignore_errors=True)
         self.pipeline.run(
             f"{name}-predict",
@@ -85,6 +86,22 @@ class Data:
             f"-c 3d_fullres -f 0 -device {best_device()} -npp 1 -nps 1",
         )
         return score_folder(folder, self.raw / "labelsTs", organ_labels(self.dataset_json), ".nii.gz")
+
+    def predictions(self, name: str) -> Path:
+        return self.pipeline.folder / "predictions" / self.name / name
+
+    def swapped(self, folder: Path) -> dict[str, int]:
+        """Organ with a side -> voxels of it in the predictions in `folder` that lie in its partner of the other side."""
+        counts: dict[str, int] = {}
+        for path in sorted((self.raw / "labelsTs").iterdir()):
+            truth, found = (
+                sitk.GetArrayViewFromImage(sitk.ReadImage(str(file))) for file in (path, folder / path.name)
+            )
+            for pair in side_pairs(organ_labels(self.dataset_json))[0]:
+                for label, partner in (pair, pair[::-1]):
+                    organ = self.annotations.organs[label - 1]
+                    counts[organ] = counts.get(organ, 0) + int(((found == label) & (truth == partner)).sum())
+        return counts
 
     @cached_property
     def held(self) -> dict[str, np.ndarray]:

@@ -70,6 +70,7 @@ def run(data: Data, arm: str, seed: int, minutes: float, memory_gb: float, itera
         "iterations": changes["iterations_per_epoch"],
         "seconds": data.pipeline.seconds[f"{name}-train"],
         "dice": data.predict(model),
+        "swapped": data.swapped(data.predictions(name)),
         "prediction seconds": data.pipeline.seconds[f"{name}-predict"] / len(data.held),
         "localiser": score_localiser(model, data.raw / "imagesTs", data.raw / "labelsTs"),
     }
@@ -85,6 +86,9 @@ def print_table(data: Data, results: dict) -> None:
             f"{result['prediction seconds']:.1f} s a CT; mean Dice {np.mean(list(dice.values())):.3f}, "
             f"box recall {inside.mean():.3f}"
         )
+        if result["swapped"]:
+            sides = ", ".join(f"{organ} {voxels}" for organ, voxels in result["swapped"].items())
+            print(f"  voxels in the partner of the other side: {sides}")
         for organ, value in dice.items():
             errors = result["localiser"].get(organ, {}).get("error_mm", [])
             found = [error for error in errors if np.isfinite(error)]

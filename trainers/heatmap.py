@@ -61,6 +61,8 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         return {label: box for label, box in case.organs.items() if label in annotated}
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
+        # -pretrained_weights may have brought those of another data set
+        self.network.reset_buffers()
         sizes: dict[int, list] = {}
         for case in cases:
             for label, box in self.organs_of(case, self.cache.read(case)).items():
@@ -198,9 +200,13 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         lines = []
         for label, organ in enumerate(plan.organs, start=1):
             if not missing[label]:
+                if present[label]:
+                    lines.append(f"{organ}: found in 0 of {present[label]}; it will be absent from all results")
                 continue
             error = float(np.mean(errors[label]))
             needed = np.quantile(missing[label], HELD_PER_AXIS, axis=0, method="higher").clip(min=0)
+            # on patients that it has not seen the localiser is less sure
+            needed = needed + plan.localizer_spacing_mm
             # a localiser that is lost must not make boxes that exceed the memory
             bound = (network.organ_size_mm[label - 1] / 2).cpu().numpy() + 2 * np.multiply(
                 plan.margin_vox, plan.spacing_mm
@@ -209,7 +215,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             if plan.measured_margin:
                 network.margin_mm[label - 1] = torch.from_numpy(np.minimum(needed, bound))
             used = network.margin_mm[label - 1].double().cpu().numpy()
-            held = np.mean([(more <= used + 1e-3).all() for more in missing[label]])
+            held = sum((more <= used + 1e-3).all() for more in missing[label]) / present[label]
             lines.append(
                 f"{organ}: found in {len(errors[label])} of {present[label]}, error of the centre {error:.1f} mm, "
                 f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, holds {held:.3f}"

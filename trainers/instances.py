@@ -51,10 +51,12 @@ class OARInstanceCascadeTrainer(OARCascadeTrainer):
         self.cache.build(dataset.identifiers)
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
+        # -pretrained_weights may have brought those of another data set
+        self.network.largest_instance_mm.zero_()
         sizes = [box.shape for case in cases for box in self.cache.read(case).instances]
         if not sizes:
             return
-        largest = np.percentile(sizes, LARGEST_PERCENTILE, axis=0, method="higher") * self.plan.spacing_mm
+        largest = np.percentile(sizes, LARGEST_PERCENTILE, axis=0, method="lower") * self.plan.spacing_mm
         self.network.largest_instance_mm.copy_(torch.from_numpy(largest))
         self.print_to_log_file(
             f"{len(sizes)} instances in {len(cases)} training cases, the largest {largest.round(1).tolist()} mm; at prediction "

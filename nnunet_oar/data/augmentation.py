@@ -23,6 +23,8 @@ from torch import Tensor
 
 from nnunet_oar.plan import OARPlan
 
+# radius of the widest blur's kernel
+BLUR_REACH_VOX = 3
 _ROTATION: RandomScalar = (-15 * math.pi / 180, 15 * math.pi / 180)
 
 
@@ -72,18 +74,19 @@ def nnunet_transforms(shape: Sequence[int], *, elastic: bool = False, slab: bool
 
     elastic: also elastic deformation; slab: channels are neighbouring slices of one CT, whose contrast and sharpness change alike.
     """
-    return ComposeTransforms([spatial_transform(shape, affine=True, elastic=elastic), intensity_transforms(slab=slab)])
+    return ComposeTransforms(
+        [spatial_transform(shape, affine=True, elastic=elastic), intensity_transforms(shape, slab=slab)]
+    )
 
 
-def intensity_transforms(*, slab: bool = False) -> BasicTransform:
+def intensity_transforms(shape: Sequence[int], *, slab: bool = False) -> BasicTransform:
     """The part of `nnunet_transforms` that moves nothing."""
+    # its kernel is padded by reflection, for which an axis must be long enough
+    blur = [] if min(shape) <= BLUR_REACH_VOX else [_blur(slab)]
     return ComposeTransforms(
         [
             RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1), apply_probability=0.1),
-            RandomTransform(
-                GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=slab, p_per_channel=1),
-                apply_probability=0.1,
-            ),
+            *blur,
             RandomTransform(
                 MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=slab),
                 apply_probability=0.15,
@@ -106,6 +109,11 @@ def intensity_transforms(*, slab: bool = False) -> BasicTransform:
             ),
         ]
     )
+
+
+def _blur(slab: bool) -> BasicTransform:
+    blur = GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=slab, p_per_channel=1)
+    return RandomTransform(blur, apply_probability=0.1)
 
 
 def in_plane_rotation(shape: Sequence[int], slice_axis: int) -> SpatialTransform:

@@ -38,12 +38,16 @@ class HeatmapCase:
     organs: dict[int, Box]
     normalisation: Normalisation
 
-    def centre(self, label: int) -> tuple[float, ...]:
-        """Middle of the organ's bounding box, in voxels of the localiser's grid (edge coordinates)."""
-        return tuple(
-            c * new / old
-            for c, old, new in zip(self.organs[label].centre, self.shape, self.image.shape[1:], strict=True)
-        )
+    def centre(
+        self, label: int, start: Sequence[int] = (0, 0, 0), size: Sequence[int] | None = None
+    ) -> tuple[float, ...]:
+        """Middle of the organ's bounding box, in voxels of the localiser's grid (edge coordinates); of what a part of that, which
+        begins at `start` and is `size` long, shows of it, in its voxels: NaN where that is nothing."""
+        shape = np.array(self.image.shape[1:])
+        box, scale = self.organs[label], shape / self.shape
+        size = shape if size is None else size
+        first, last = (np.clip(edge * scale - start, 0, size) for edge in (box.start, box.stop))
+        return tuple((first + last) / 2) if (first < last).all() else (np.nan,) * 3
 
 
 class HeatmapCache(CaseCache):
@@ -131,7 +135,8 @@ class HeatmapLoader(SampleLoader):
             size = np.minimum(image.shape[1:], plan.localizer_crop)
             start = rng.integers(0, np.subtract(image.shape[1:], size) + 1)
             image = image[(slice(None), *Box(tuple(start), tuple(start + size)).slices)]
-            centres = centres - torch.from_numpy(start)
+            for label in organs:
+                centres[label - 1] = torch.tensor(case.centre(label, start, size))
         axes = draw_axes(rng, plan)
         shape = torch.tensor(image.shape[1:])
         image = image.flip([axis + 1 for axis in axes])
@@ -145,7 +150,7 @@ class HeatmapLoader(SampleLoader):
             if drawn["affine"] is not None:
                 # a voxel at x, seen from the middle, shows what was at A x
                 centres = (centres - shape / 2) @ torch.from_numpy(np.linalg.inv(drawn["affine"])).float().T + shape / 2
-            image = intensity_transforms()(image=image)["image"]
+            image = intensity_transforms(image.shape[1:])(image=image)["image"]
         return image.contiguous(), centres, annotated
 
     def _drawn(self, organs: dict[int, Box], annotated: np.ndarray, rng: np.random.Generator) -> list[int]:
@@ -176,17 +181,16 @@ class HeatmapLoader(SampleLoader):
         data, seg, _, _ = self.dataset.load_case(name)
         image = read_image(data, (slice(None), *box.slices), case.normalisation)
         mask = torch.from_numpy(np.asarray(seg[(slice(0, 1), *box.slices)]) == label) & (label in organs)
+        axes = draw_axes(rng, plan) if self.training else ()
+        if plan.left_right_axis in axes:  # a mirrored left organ is a right one
+            partners = dict(plan.swap_on_flip) | {right: left for left, right in plan.swap_on_flip}
+            label = partners.get(label, label)
         grid = plan.organ_shape(plan.organs[label - 1], box.shape)
         image = resize(image[None], grid, mode="linear")[0]
         mask = resize(mask[None], grid, mode="nearest")[0].to(torch.int16)
         if self.training:
-            axes = draw_axes(rng, plan)
             dims = [axis + 1 for axis in axes]
             image, mask = image.flip(dims), mask.flip(dims)
-            # a mirrored left organ is a right one
-            if plan.left_right_axis in axes:
-                partners = dict(plan.swap_on_flip) | {right: left for left, right in plan.swap_on_flip}
-                label = partners.get(label, label)
             if plan.augmentation == "nnunet":
                 out = nnunet_transforms(grid)(image=image.contiguous(), segmentation=mask.contiguous())
                 image, mask = out["image"], out["segmentation"].to(torch.int16)

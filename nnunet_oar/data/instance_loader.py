@@ -83,7 +83,9 @@ class InstanceLoader(CascadeLoader):
         if not case.instances:  # teaches what background looks like
             return Box.full(shape)
         if not self.training:
-            return plan.fine_box(case.instances[n // len(self.cases) % len(case.instances)], shape)
+            # of half of the cases the first one, of the others the second, and the other way round in the next pass
+            turn = sum(divmod(n, len(self.cases)))
+            return plan.fine_box(case.instances[turn % len(case.instances)], shape)
         instance = case.instances[rng.integers(len(case.instances))]
         box = plan.fine_box(instance, shape)
         reach = np.array(plan.margin_vox)

@@ -39,10 +39,16 @@ class HeatmapCascadeNetwork(VolumeNetwork):
                 for label, organ in enumerate(plan.organs, start=1)
             }
         )
-        margin = torch.tensor(plan.margin_vox) * torch.tensor(plan.spacing_mm)
-        self.register_buffer("organ_size_mm", torch.zeros(organs, 3))
-        self.register_buffer("margin_mm", margin.float().repeat(organs, 1))
-        self.register_buffer("centre_error_mm", torch.full((organs,), torch.nan))
+        self.register_buffer("organ_size_mm", torch.empty(organs, 3))
+        self.register_buffer("margin_mm", torch.empty(organs, 3))
+        self.register_buffer("centre_error_mm", torch.empty(organs))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """As before any training: no size and no error known, the plan's margin."""
+        self.organ_size_mm.zero_()
+        self.margin_mm.copy_(torch.tensor(self.plan.margin_vox) * torch.tensor(self.plan.spacing_mm))
+        self.centre_error_mm.fill_(torch.nan)
 
     @property
     def stages(self) -> dict[str | int, nn.Module]:

@@ -150,3 +150,28 @@ def test_regions_are_read_not_volumes(dataset):
     dataset.reads.clear()
     under_test.sample(0)
     assert all(np.prod([s.stop - s.start for s in index[1:]]) < np.prod(SHAPE) / 2 for index in dataset.reads)
+
+
+def test_parts_of_a_case_know_only_what_they_show(tmp_path):
+    """The centre is that of what the part shows of an organ; an organ beyond it is absent, however near."""
+    dataset = FakeDataset(tmp_path, {"case_0": case(0)})
+    cache = loader(dataset).cache
+    kept = cache.read("case_0")
+    box = kept.organs[1]
+    scale = np.divide(kept.image.shape[1:], kept.shape)
+    whole = np.multiply(box.centre, scale)
+    np.testing.assert_allclose(kept.centre(1), whole)
+    start = np.array((0, 0, int(whole[2])))
+    size = np.array(kept.image.shape[1:]) - start
+    middle = kept.centre(1, start, size)
+    assert middle[2] == pytest.approx((box.stop[2] * scale[2] - start[2]) / 2) and middle[0] == pytest.approx(whole[0])
+    beyond = np.array((0, 0, int(np.ceil(box.stop[2] * scale[2]))))
+    assert np.isnan(kept.centre(1, beyond, np.array(kept.image.shape[1:]) - beyond)).all()
+
+
+def test_thin_cases_can_be_augmented(tmp_path):
+    image, labels = case(0)
+    dataset = FakeDataset(tmp_path, {"case_0": (image[:, 9:10], labels[:, 9:10])})
+    under_test = loader(dataset, augmentation="nnunet", organ_step_vox=dict.fromkeys(("one", "two"), (1.0, 2.0, 2.0)))
+    for n in range(40):
+        assert under_test.sample(n)["coarse"].isfinite().all()

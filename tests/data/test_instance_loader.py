@@ -85,6 +85,7 @@ def test_a_crop_shows_one_instance_wholly_and_is_moved(dataset, monkeypatch):
 
 def test_validation_goes_through_the_instances_unmoved(dataset):
     under_test = loader(dataset, training=False)
+    # in the next pass a case shows its other kidney
     assert torch.equal(under_test.sample(0)["fine"], under_test.sample(6)["fine"])
     assert not torch.equal(under_test.sample(0)["fine"], under_test.sample(3)["fine"])
     batch = next(under_test)

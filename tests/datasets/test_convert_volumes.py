@@ -161,3 +161,16 @@ def test_a_series_of_volumes_is_no_ct(tmp_path):
     path = write_volume(tmp_path / "series.nii.gz", np.zeros((3, 4, 5, 2), np.int16))
     with pytest.raises(ValueError, match=r"series.nii.gz must be .* three dimensions, its shape is \(3, 4, 5, 2\)"):
         open_volume(path)
+
+
+def test_a_header_with_two_affines_that_disagree_is_refused(tmp_path):
+    """nibabel takes the sform, SimpleITK may take the qform: mirrored in x, left would be right."""
+    path = write_ct(tmp_path / "ct.nii.gz", affine=LEFT_HANDED)
+    open_volume(path)
+    image = nibabel.load(path)
+    mirrored = np.diag([-1.0, 1, 1, 1]) @ LEFT_HANDED
+    image.set_sform(LEFT_HANDED, 2)
+    image.set_qform(mirrored, 1)
+    nibabel.save(image, tmp_path / "two.nii.gz")
+    with pytest.raises(ValueError, match="two.nii.gz holds two affines .* left and right may be mistaken"):
+        open_volume(tmp_path / "two.nii.gz")

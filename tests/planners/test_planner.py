@@ -45,6 +45,20 @@ def test_the_paper_recipe_goes_into_the_plans(copied):
     assert section["fine_shape"] == [128, 128, 128] and section["recipe"] == "paper" and section["epochs"] == 3
 
 
+def test_the_shared_encoders_paper_recipe_works_at_the_papers_spacing(copied):
+    def planned(**options):
+        made = find_planner("OARSharedEncoderTrainer")(55, 0.5, disable_progress_bar=True, **options).plan_experiment()
+        configuration = made["configurations"]["3d_fullres"]
+        return list(configuration["spacing"]), configuration["oar"]
+
+    spacing, section = planned(recipe="paper")
+    assert spacing == [3, 1, 1] == section["spacing_mm"] == section["grid_spacing_mm"] and section["features"] == 32
+    spacing, section = planned(recipe="paper", overwrite_target_spacing=(4.0, 2.0, 2.0))
+    assert spacing == [4, 2, 2] == section["spacing_mm"] and section["grid_spacing_mm"] == [3, 1, 1]
+    spacing, section = planned()
+    assert spacing != [3, 1, 1] and section["spacing_mm"] == spacing
+
+
 def test_headers_that_simpleitk_refuses_are_read_with_nibabel(copied):
     import nibabel
 

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 # Largest difference between the affines of a CT and its labels, in mm (per voxel, and of the origin): formats round.
 TOLERANCE_MM = 1e-3
+# Between the directions of an axis in two affines of one file: 45 degrees
+LEAST_COSINE = 0.7
 
 
 def open_volume(path: Path) -> nibabel.Nifti1Image:
@@ -27,7 +30,28 @@ def open_volume(path: Path) -> nibabel.Nifti1Image:
         image = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image) or len(image.shape) != 3:
         raise ValueError(f"{path} must be a NIfTI file of three dimensions, its shape is {image.shape}")
+    _require_one_direction(path, image)
     return image
+
+
+def _require_one_direction(path: Path, image: nibabel.Nifti1Image) -> None:
+    """Raise ValueError where nibabel and SimpleITK, with which nnU-Net reads, let an array axis run in different directions: a
+    header may hold two affines, and which one is meant decides where left is."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    with np.errstate(invalid="ignore"):
+        ours = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    try:
+        header.ReadImageInformation()
+    except RuntimeError:
+        return  # a shear, which SimpleITK refuses: nnU-Net then reads with nibabel, too
+    theirs = np.diag([-1.0, -1.0, 1.0]) @ np.reshape(header.GetDirection(), (3, 3))
+    # of each axis the cosine between the two; a shear that one of the two affines cannot hold changes little
+    if (np.sum(ours * theirs, axis=0) < LEAST_COSINE).any():
+        raise ValueError(
+            f"{path} holds two affines (sform and qform) in which the array's axes run in different directions, so that left and "
+            f"right may be mistaken for each other; keep the one that is right, for example with fslorient"
+        )
 
 
 def require_same_grid(image: nibabel.Nifti1Image, labels: nibabel.Nifti1Image) -> None:
