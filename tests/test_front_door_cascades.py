@@ -98,8 +98,14 @@ def test_predictions_lie_on_the_images_grid_and_find_something(workspace, kind, 
 
 @pytest.mark.slow
 @TRAINED
-def test_validate_alone_and_two_folds(workspace, kind, tmp_path):
+def test_validate_alone_continue_and_two_folds(workspace, kind, tmp_path):
     workspace.train(fold=1)
+    # a training that is over has nothing left but its validation; tests/trainers/test_resume.py breaks one off
+    trained = buffers(workspace, 1)
+    (workspace.model / "fold_1" / "validation" / "summary.json").unlink()
+    assert "Mean Validation Dice" in workspace.train(fold=1, options="--c")
+    again = buffers(workspace, 1)
+    assert all(torch.equal(trained[key].nan_to_num(-1), again[key].nan_to_num(-1)) for key in trained)
     summary = workspace.model / "fold_0" / "validation" / "summary.json"
     before = json.loads(summary.read_text())["foreground_mean"]
     workspace.train(options="--val")

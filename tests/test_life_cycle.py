@@ -393,14 +393,17 @@ def test_stock_plans_transposed_and_one_case_sagittal(stock, raw_workspace):
     # the derived section asks for 250 epochs: a sub-class in the user's own trainer folder is how nnU-Net users change that
     own = preprocessed.parent / "own_trainers"
     own.mkdir()
-    (own / "short.py").write_text(
-        "from dataclasses import replace\n"
-        "from nnunet_oar.fit import Budget\n"
-        "from nnunet_oar.trainers.cascade import OARCascadeTrainer\n"
-        "class OARCascadeTrainer_short(OARCascadeTrainer):\n"
+    short = (
+        "class {name}_short({name}):\n"
         "    @classmethod\n"
         "    def fit_plan(cls, facts, recipe, budget):\n"
-        "        return super().fit_plan(facts, recipe, Budget(0.06, 1, 120))\n"
+        "        return super().fit_plan(facts, recipe, Budget(0.06, 1, {iterations}))\n"
+    )
+    others = ("OARInstanceCascadeTrainer", "OARHeatmapCascadeTrainer", "OARSharedEncoderTrainer", "OARAttentionTrainer")
+    (own / "short.py").write_text(
+        "from nnunet_oar.fit import Budget\nfrom nnunet_oar.plugin.oar_trainers import *\n"
+        + short.format(name="OARCascadeTrainer", iterations=120)
+        + "".join(short.format(name=name, iterations=5) for name in others)
     )
     workspace = stock.with_variables(nnUNet_extTrainer=f"{stock.environment['nnUNet_extTrainer']}:{own}")
     log = workspace.run("nnUNetv2_train 55 3d_fullres 0 -tr OARCascadeTrainer_short -device cpu")
@@ -416,6 +419,10 @@ def test_stock_plans_transposed_and_one_case_sagittal(stock, raw_workspace):
         for path in (raw_workspace.raw / "labelsTs").iterdir()
     ]
     assert np.mean(scores) > 0.4, scores
+    for trainer in others:
+        log = workspace.run(f"nnUNetv2_train 55 3d_fullres 0 -tr {trainer}_short -device cpu")
+        assert f"The plans hold no section 'oar' for {trainer}: fitted to the 5 preprocessed cases" in log
+        assert "Mean Validation Dice" in log
 
 
 def test_prepare_leaves_every_byte_of_stock_plans_and_data_alone(stock):
