@@ -131,19 +131,24 @@ def test_organs_that_no_sample_annotates_are_not_scored(inside):
 
 def test_recalibration_can_be_switched_off(inside):
     """Then an organ that is not annotated is background, as for stock nnU-Net."""
-    trainer, plain = make_trainer(inside), make_trainer(inside, recalibration=False)
+    literal, fitted = make_trainer(inside, unannotated_may_rise=True), make_trainer(inside)
+    plain = make_trainer(inside, recalibration=False)
     target = torch.randint(0, 5, (2, 1, 4, 4, 4))
     annotated = torch.tensor([[True] * 4, [False, True, True, False]])
     found = []
-    for each in (trainer, plain):
+    for each in (literal, fitted, plain):
         each.initialize()
         logits = torch.zeros(2, 5, 4, 4, 4, requires_grad=True)
         each.partial_loss(logits, target, annotated).backward()
         found.append(logits.grad)
-    # with it, background and unannotated organs are one: nothing tells them apart
+    # as equation (4) has it, background and unannotated organs are one: nothing tells them apart
     ratio = found[0][1, 0] / found[0][1, 1]
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=1e-4)
-    assert (found[1][1, 1] > 0).all() and not torch.allclose(found[1][1, 0], found[1][1, 1])
+    # in the fitted recipe what would raise the unannotated ones is cut off
+    missing = found[1][1, [1, 4]]
+    torch.testing.assert_close(missing, found[0][1, [1, 4]].clamp_min(0))
+    assert (found[0][1, [1, 4]] < 0).any() and torch.equal(found[1][1, [0, 2, 3]], found[0][1, [0, 2, 3]])
+    assert (found[2][1, 1] > 0).all() and not torch.allclose(found[2][1, 0], found[2][1, 1])
 
 
 def test_a_case_without_a_source_is_named_before_training(inside):
