@@ -66,7 +66,7 @@ def test_training_says_what_the_localiser_does(workspace, kind):
         assert re.search(
             r"Localiser: \d+ of \d+ organs found, mean error of their centres \S+ mm, box recall [01]\.\d+", log
         )
-        assert "The localiser on the training cases:" in log
+        assert "The localiser on the training cases" in log
         sizes = buffers(workspace)["organ_size_mm"]
         # the liver is the largest, the left kidney about as large as the right one
         assert (sizes > 20).all() and sizes[0].prod() == sizes.prod(1).max()

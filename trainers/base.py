@@ -175,6 +175,14 @@ class OARTrainer(nnUNetTrainer):
         )
         plan = self.fit_plan(facts, "fitted", Budget())
         section, canvas = plan.to_section(), list(fit_canvas(facts))
+        other = self.configuration_manager.configuration.get(SECTION)
+        if other is not None:
+            name = self.plan_class.trainer
+            self.print_to_log_file(
+                f"THE PLANS WERE MADE FOR {OARPlan.trainer_of(other)}: their memory target, epochs and iterations are not used, "
+                f"{name} trains with its defaults for 8 GB. To choose them: nnunet_oar plan -d {self.plans_manager.dataset_name} "
+                f"-tr {name} with the options that prepare had"
+            )
         self.print_to_log_file(
             f"The plans hold no section {SECTION!r} for {self.plan_class.trainer}: fitted to the {len(facts.cases)} "
             f"preprocessed cases. canvas {canvas}, {section}"

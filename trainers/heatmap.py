@@ -218,6 +218,10 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             held = sum((more <= used + 1e-3).all() for more in missing[label]) / present[label]
             lines.append(
                 f"{organ}: found in {len(errors[label])} of {present[label]}, error of the centre {error:.1f} mm, "
-                f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, holds {held:.3f}"
+                f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, which holds the organ in "
+                f"{held:.3f} of the cases"
             )
-        self.print_to_log_file("The localiser on the training cases:\n" + "\n".join(lines))
+        self.print_to_log_file(
+            "The localiser on the training cases (a margin is at most half the organ's mean size and twice the planned one, so "
+            "that a localiser that is lost does not ask for more memory than there is):\n" + "\n".join(lines)
+        )

@@ -109,7 +109,7 @@ class OARSharedEncoderTrainer(OARTrainer):
         self._iteration = self.current_epoch * self.num_iterations_per_epoch
         phase = self.plan.phase(self.current_epoch)
         if phase.start == self.current_epoch:
-            self.print_to_log_file(f"Phase: {phase}")
+            self.print_to_log_file(f"From this epoch on, training is of {phase}")
         if self._decoders_begin:
             # a checkpoint of the coarse phase cannot predict, however well it scored
             self._best_ema = None
@@ -216,7 +216,10 @@ class OARSharedEncoderTrainer(OARTrainer):
             mean = self.logger.get_value("mean_fg_dice", step=None)[-1]
             self.logger.log("ema_fg_dice", mean, self.current_epoch)
         inside, organs = (sum(output[key] for output in val_outputs) for key in ("organs_in_box", "organs"))
-        self.print_to_log_file(f"Coarse branch: box recall {inside / max(1, organs):.4f} of {organs} organs")
+        what = "decoders in boxes of the truth" if self.network.decoders_trained else "coarse branch"
+        self.print_to_log_file(
+            f"Coarse branch: box recall {inside / max(1, organs):.4f} of {organs} organs; the pseudo dice is that of the {what}"
+        )
 
 
 def _moved_sides(box: Box, reach: Sequence[int], rng: np.random.Generator) -> Box:

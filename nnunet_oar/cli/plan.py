@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from pathlib import Path
 
 HELP = "make plans for an OAR trainer (needs nnUNetv2_extract_fingerprint; `prepare` does everything)"
 DEFAULT_PROCESSES = min(4, os.cpu_count() or 1)
@@ -86,5 +87,10 @@ def dataset_argument(value: str) -> str | int:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    from nnunet_oar.planners.base import CONFIGURATION
+
     for dataset in args.d:
-        print(f"wrote {make_plans(args, dataset_argument(dataset))}")
+        file = Path(make_plans(args, dataset_argument(dataset)))
+        print(f"wrote {file}")
+        if not file.with_name(f"{file.stem}_{CONFIGURATION}").is_dir():
+            print(f"not preprocessed yet: nnUNetv2_preprocess -d {dataset} -plans_name {file.stem} -c {CONFIGURATION}")

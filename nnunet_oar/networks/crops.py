@@ -20,11 +20,12 @@ def segment_growing(
     attempts: int,
     report: PredictionReport,
     largest_only: bool = False,
+    name: str = "an organ",
 ) -> tuple[Box, Tensor]:
     """Segment; where an organ touches a side of the box that is no face of the image, grow that side and try again.
 
     segment: box -> logits (1, K, *grid) of it, the background first; step: voxels to grow a side by; largest_only: only the largest
-    component of the foreground counts, whatever else reaches into the box.
+    component of the foreground counts, whatever else reaches into the box; name: of what is segmented, for the report.
     Returns the last box and its logits.
     """
     logits = segment(box)
@@ -33,11 +34,11 @@ def segment_growing(
         if bigger == box:
             return box, logits
         report.warn(
-            f"an organ reaches the side of its box {box.start}-{box.stop}; segmented again in {bigger.start}-{bigger.stop}"
+            f"{name} reaches the side of its box, {box.shape} voxels large; segmented again in {bigger.shape} voxels"
         )
         box, logits = bigger, segment(bigger)
     if attempts and _grown(box, logits, image_shape, step, largest_only) != box:
-        report.warn("an organ still reaches the side of its box and may be cut there; look at it")
+        report.warn(f"{name} still reaches the side of its box and may be cut there; look at it")
     return box, logits
 
 

@@ -73,6 +73,7 @@ class HeatmapCascadeNetwork(VolumeNetwork):
                 self.plan.grow_attempts,
                 report,
                 largest_only=True,
+                name=organ,
             )
             report.boxes[organ] = box
             parts.append((index, box, resize(logits[:, 1:], box.shape, mode="linear").clamp_min_(self.plan.floor)))

@@ -208,6 +208,7 @@ class SharedEncoderNet(VolumeNetwork):
                 plan.grow_attempts,
                 report,
                 largest_only=True,
+                name=organ,
             )
             report.boxes[organ] = self._in_image(box, grid, image)
             parts.append((label, box, logits[:, 1:]))

@@ -22,6 +22,10 @@ class SharedPhase:
     fine: bool = spec(True, check.boolean)
     boxes: str = spec("truth", check.one_of(*BOXES))
 
+    def __str__(self) -> str:
+        where = {"truth": "in boxes of the truth", "coarse": "in boxes of the coarse branch"}[self.boxes]
+        return "the coarse branch alone" if not self.fine else f"the coarse branch and the organs' decoders {where}"
+
 
 # section 3.1: 40 epochs of coarse segmentation, 50 of both; where the boxes come from in training is not given
 SHARED_PHASES = (SharedPhase(0, fine=False), SharedPhase(40, boxes="truth"), SharedPhase(65, boxes="coarse"))
