@@ -74,6 +74,11 @@ class Budget:
     iterations: int | None = None
 
 
+def axis_across_slices(facts: DatasetFacts) -> int:
+    """The body axis; where that is not known, that of the largest spacing."""
+    return facts.axes.inferior_superior if facts.axes else int(np.argmax(facts.spacing_mm))
+
+
 def fit_canvas(facts: DatasetFacts) -> Triple:
     """nnU-Net's patch size: holds every training case whole, with headroom along the body axis, within a bound of memory.
 

@@ -9,7 +9,15 @@ from dataclasses import replace
 import numpy as np
 
 from nnunet_oar.body_regions import derive_regions
-from nnunet_oar.fit import Budget, DatasetFacts, common_fields, narrowed_window, plausible_flips, within_budget
+from nnunet_oar.fit import (
+    Budget,
+    DatasetFacts,
+    axis_across_slices,
+    common_fields,
+    narrowed_window,
+    plausible_flips,
+    within_budget,
+)
 from nnunet_oar.plan import ATTENTION_PHASES, AttentionPlan, Phase, scaled_phases
 
 # Measured on a CPU in float32 with 8 and 18 classes, 8 and 16 slices of 128 x 128 and 128 x 160: peak memory of one training
@@ -19,7 +27,7 @@ TRAINING_BYTES_PER_PIXEL_AND_FEATURE = 220
 
 def fit_attention(facts: DatasetFacts, recipe: str, budget: Budget) -> AttentionPlan:
     """`paper`: the paper's numbers; `fitted`: whole slices, width and batch from the memory target, phases from the epochs."""
-    slice_axis = facts.axes.inferior_superior if facts.axes else int(np.argmax(facts.spacing_mm))
+    slice_axis = axis_across_slices(facts)
     regions, region_organs = _regions(facts, slice_axis)
     flips = () if recipe == "paper" else tuple(axis for axis in plausible_flips(facts) if axis != slice_axis)
     plan = AttentionPlan(

@@ -10,6 +10,7 @@ import numpy as np
 from nnunet_oar.fit import (
     Budget,
     DatasetFacts,
+    axis_across_slices,
     common_fields,
     fit_grid,
     fit_strides,
@@ -40,7 +41,7 @@ DECODER_SHARE = 0.5
 def fit_shared_encoder(facts: DatasetFacts, recipe: str, budget: Budget) -> SharedEncoderPlan:
     """`paper`: the paper's numbers, and as much of a CT at once as the memory target allows; `fitted`: also grid, strides, width
     and margins from the data and the budget."""
-    slice_axis = facts.axes.inferior_superior if facts.axes else int(np.argmax(facts.spacing_mm))
+    slice_axis = axis_across_slices(facts)
     # the paper's 1 x 1 x 3 mm, wherever the slices are
     finest = np.where(np.arange(3) == slice_axis, 3.0, 1.0)
     plan = SharedEncoderPlan(

@@ -70,7 +70,13 @@ class Separate:
         )  # fmt: skip
         self.network = CascadeNetwork(image.shape[1], plan)
         localise = self.network.localise
-        self.network.localise = lambda coarse, shape: localise(coarse, shape) and around or around
+
+        # the localiser runs, but what it finds is the truth
+        def localised(coarse: Tensor, shape: tuple[int, ...]) -> Box:
+            localise(coarse, shape)
+            return around
+
+        self.network.localise = localised
         self.parts = {"coarse": (image, labels), "fine": tuple(x[(..., *box.slices)] for x in (image, labels))}
         self.loss = DiceCrossEntropyLoss(1.0)
 

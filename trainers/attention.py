@@ -26,7 +26,7 @@ from nnunet_oar.plan import AttentionPlan
 class OARAttentionTrainer(OARTrainer):
     """One 2.5D network in phases: loss weights, learning rate and elastic deformation follow the epoch (section 2.5)."""
 
-    plan_class = AttentionPlan
+    plan_class, loader_class = AttentionPlan, SlabLoader
 
     @classmethod
     def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> AttentionPlan:
@@ -87,7 +87,7 @@ class OARAttentionTrainer(OARTrainer):
         slices = sum(self.cache.read(name).slices for name in cases)
         return -(-slices // self.plan.batch_size)
 
-    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> SlabLoader:
+    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, **options) -> SlabLoader:
         regions = self.body_regions(dataset, cases)
         if self.plan.regions:
             known = sum(int((of_slices != NO_REGION).sum()) for of_slices in regions.values())
@@ -96,18 +96,13 @@ class OARAttentionTrainer(OARTrainer):
             self.print_to_log_file(
                 f"Body regions {', '.join(self.plan.regions)}: known for {known} of {total} {kind} slices"
             )
-        return SlabLoader(
+        return super().make_loader(
             dataset,
             cases,
-            self.cache,
-            self.plan,
-            self.annotations,
-            regions,
-            epoch_batches=self.num_iterations_per_epoch,
-            fold=self.fold,
             training=training,
-            start=start,
-            workers=workers,
+            regions=regions,
+            epoch_batches=self.num_iterations_per_epoch,
+            **options,
         )
 
     def configure_optimizers(self) -> tuple[StageOptimizers, PhaseRates]:

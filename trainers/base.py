@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunet_oar.annotations import Annotations, organ_labels, refuse_changed_dataset_json
+from nnunet_oar.data.case_cache import CaseCache
+from nnunet_oar.data.sample_loader import SampleLoader
 from nnunet_oar.facts import facts_from_preprocessed
 from nnunet_oar.files import written_whole
 from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas
@@ -41,14 +43,17 @@ MEAN_DICE = "Mean Validation Dice: "
 class OARTrainer(nnUNetTrainer):
     """nnUNetTrainer whose hyper-parameters come from the section "oar" of the plans and whose network is the whole pipeline.
 
-    A sub-class names its `plan_class` and implements `fit_plan`, `make_network`, `make_loader`, `configure_optimizers`,
-    `train_step` and `validation_step`; docs/adding-a-trainer.md shows one.
+    A sub-class names its `plan_class` and `loader_class` and implements `fit_plan`, `make_network`, `prepare_data`, which makes
+    the `cache` that its loader reads, `configure_optimizers`, `train_step` and `validation_step`; docs/adding-a-trainer.md
+    shows one.
     """
 
     plan_class: type[OARPlan]
+    loader_class: type[SampleLoader]
     # whether fit_plan reads CaseFacts.instances
     needs_instances = False
     _holding_back_mean = False
+    cache: CaseCache
 
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")  # noqa: B008
@@ -76,15 +81,33 @@ class OARTrainer(nnUNetTrainer):
     def make_network(cls, in_channels: int, plan: OARPlan, canvas: tuple[int, ...]) -> nn.Module:
         raise NotImplementedError
 
-    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int):
-        """Iterator over batches with `set_thread_id`; batch n must be a function of (seed, fold, n) alone."""
-        raise NotImplementedError
+    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int, **own):
+        """Iterator over batches with `set_thread_id`; batch n must be a function of (seed, fold, n) alone. own: what a sub-class'
+        loader needs besides."""
+        return self.loader_class(
+            dataset,
+            cases,
+            self.cache,
+            self.plan,
+            self.annotations,
+            fold=self.fold,
+            training=training,
+            start=start,
+            workers=workers,
+            **own,
+        )
 
     def prepare_data(self, dataset) -> None:
         """Called once with the dataset of all cases before the loaders are made."""
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
         """Called once with the training cases of the fold, after prepare_data: what the network keeps of them in its buffers."""
+
+    def tell_missing(self, held: Collection[int]) -> None:
+        """Say which organs are none of the labels that training cases annotate and hold."""
+        missing = [organ for label, organ in enumerate(self.plan.organs, start=1) if label not in held]
+        if missing:
+            self.print_to_log_file(f"No training case holds {', '.join(missing)}: they will be absent from all results")
 
     def refuse_outdated_plan(self) -> None:
         """Raise RuntimeError where dataset.json has changed so that `self.plan` no longer fits."""

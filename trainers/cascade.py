@@ -54,19 +54,6 @@ class OARCascadeTrainer(OARTrainer):
         self.cache = CoarseCache(dataset, plan.coarse_shape, plan.data_window, labels, plan.coarse_labels)
         self.cache.build(dataset.identifiers)
 
-    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> CascadeLoader:
-        return self.loader_class(
-            dataset,
-            cases,
-            self.cache,
-            self.plan,
-            self.annotations,
-            fold=self.fold,
-            training=training,
-            start=start,
-            workers=workers,
-        )
-
     def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
         """Adam with L2 weight decay, the rate reduced each epoch (section 2.1.3)."""
         plan = self.plan

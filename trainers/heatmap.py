@@ -32,7 +32,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
     Crops come from the truth, moved at random, so no network depends on another: each has its own optimiser.
     """
 
-    plan_class = HeatmapPlan
+    plan_class, loader_class = HeatmapPlan, HeatmapLoader
 
     @classmethod
     def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> HeatmapPlan:
@@ -70,23 +70,10 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         for label, of_organ in sizes.items():
             mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
             self.network.organ_size_mm[label - 1] = torch.from_numpy(mean)
-        missing = [organ for label, organ in enumerate(self.plan.organs, start=1) if label not in sizes]
-        if missing:
-            self.print_to_log_file(f"No training case holds {', '.join(missing)}: they will be absent from all results")
+        self.tell_missing(sizes)
 
-    def make_loader(self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int) -> HeatmapLoader:
-        return HeatmapLoader(
-            dataset,
-            cases,
-            self.cache,
-            self.plan,
-            self.annotations,
-            self.network.organ_size_mm.cpu().numpy(),
-            fold=self.fold,
-            training=training,
-            start=start,
-            workers=workers,
-        )
+    def make_loader(self, dataset, cases: Sequence[str], **options) -> HeatmapLoader:
+        return super().make_loader(dataset, cases, size_mm=self.network.organ_size_mm.cpu().numpy(), **options)
 
     def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
         """Adam with a decaying rate for each network (section III, "Optimization"; how it decays is not given)."""

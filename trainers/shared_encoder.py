@@ -29,7 +29,7 @@ class OARSharedEncoderTrainer(OARTrainer):
     gradient.
     """
 
-    plan_class = SharedEncoderPlan
+    plan_class, loader_class = SharedEncoderPlan, SharedEncoderLoader
 
     @classmethod
     def fit_plan(cls, facts: DatasetFacts, recipe: str, budget: Budget) -> SharedEncoderPlan:
@@ -66,26 +66,9 @@ class OARSharedEncoderTrainer(OARTrainer):
         held = {
             label for case in cases for label in self.cache.read(case).organs if label in self.annotations.labels(case)
         }
-        missing = [organ for label, organ in enumerate(self.plan.organs, start=1) if label not in held]
         for label in range(1, len(self.plan.organs) + 1):
             self.network.organ_known[label - 1] = label in held
-        if missing:
-            self.print_to_log_file(f"No training case holds {', '.join(missing)}: they will be absent from all results")
-
-    def make_loader(
-        self, dataset, cases: Sequence[str], *, training: bool, start: int, workers: int
-    ) -> SharedEncoderLoader:
-        return SharedEncoderLoader(
-            dataset,
-            cases,
-            self.cache,
-            self.plan,
-            self.annotations,
-            fold=self.fold,
-            training=training,
-            start=start,
-            workers=workers,
-        )
+        self.tell_missing(held)
 
     def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
         """Adam with a decaying rate; the paper names no optimiser."""
@@ -126,8 +109,10 @@ class OARSharedEncoderTrainer(OARTrainer):
         out, loss, target, annotated = self._coarse(batch)
         phase = self.plan.phase(self.current_epoch)
         if phase.fine:
+            shape = tuple(target.shape[2:])
+            found = self.network.find_organs(out["coarse"].detach(), shape) if phase.boxes == "coarse" else {}
             rng = np.random.default_rng(self.seed_of(self._iteration, "boxes"))
-            boxes = self._boxes(out, target, annotated, phase.boxes, rng)
+            boxes = self._drawn_boxes(self._true_boxes(target, annotated), found, annotated, shape, rng)
             losses = [self._fine(out["features"], label, box, target)[1] for label, box in boxes.items()]
             if losses:
                 loss = loss + torch.stack(losses).mean()
@@ -153,25 +138,24 @@ class OARSharedEncoderTrainer(OARTrainer):
         logits = self.network.decode(features, label, box)
         return logits, self.loss["fine"](logits.sigmoid(), target[(..., *box.slices)] == label)
 
-    def _boxes(
-        self, out: dict, target: Tensor, annotated: Tensor, source: str, rng: np.random.Generator | None
+    def _drawn_boxes(
+        self,
+        truth: dict[int, Box],
+        found: dict[int, Box],
+        annotated: Tensor,
+        shape: tuple[int, ...],
+        rng: np.random.Generator,
     ) -> dict[int, Box]:
-        """Where the decoders look: label -> box, of organs that the sample annotates and holds, or that the coarse branch finds.
-        rng draws and moves them; None: all, as they are."""
-        plan, shape = self.plan, tuple(target.shape[2:])
-        truth = self._true_boxes(target, annotated)
-        found = self.network.find_organs(out["coarse"].detach(), shape) if source == "coarse" else {}
-        labels = [label for label in range(1, len(plan.organs) + 1) if annotated[0, label - 1]]
-        labels = [label for label in labels if label in truth or label in found]
-        if rng is not None:
-            count = min(len(labels), plan.organs_per_iteration or len(labels))
-            labels = sorted(rng.choice(labels, count, replace=False).tolist()) if labels else []
+        """Where the decoders look in training: label -> box on a grid of `shape`, of some of the organs that the sample annotates
+        and holds (`truth`), or that the coarse branch finds (`found`), whose boxes come first."""
+        plan = self.plan
+        labels = [label for label in sorted(truth.keys() | found.keys()) if annotated[0, label - 1]]
+        count = min(len(labels), plan.organs_per_iteration or len(labels))
+        labels = sorted(rng.choice(labels, count, replace=False).tolist()) if labels else []
         boxes = {}
         for label in labels:
             # an organ that the coarse branch does not find here has a decoder that must learn it all the same
-            box = found.get(label) or truth[label]
-            if label not in found and rng is not None:
-                box = _moved_sides(box, plan.jitter_vox, rng)
+            box = found.get(label) or _moved_sides(truth[label], plan.jitter_vox, rng)
             boxes[label] = self.network.fine_box(box, shape)
         return boxes
 
@@ -193,7 +177,8 @@ class OARSharedEncoderTrainer(OARTrainer):
             logits = torch.full((1, len(self.plan.organs) + 1, *shape), self.plan.floor, device=self.device)
             logits[:, 0] = 0
             losses = []
-            for label, box in self._boxes(out, target, annotated, "truth", None).items():
+            for label, box in truth.items():
+                box = self.network.fine_box(box, shape)
                 organ, of_organ = self._fine(out["features"], label, box, target)
                 logits[(slice(None), label, *box.slices)] = organ[:, 0]
                 losses.append(of_organ)

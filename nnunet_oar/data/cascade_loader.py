@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunet_oar.annotations import Annotations
 from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals
 from nnunet_oar.data.coarse_cache import CoarseCache, CoarseCase
-from nnunet_oar.data.sample_loader import SampleLoader, read_image
+from nnunet_oar.data.sample_loader import SampleLoader, read_image, read_labels
 from nnunet_oar.plan import CascadePlan
 from nnunet_oar.roi import Box, resize
 
@@ -77,7 +77,7 @@ class CascadeLoader(SampleLoader):
         """Image (C, *fine_shape), normalised, and labels (1, *fine_shape) of the box (paper 000, section 2.2.1)."""
         data, seg, _, _ = self.dataset.load_case(name)
         image = read_image(data, (slice(None), *box.slices), case.normalisation)
-        labels = torch.from_numpy(np.maximum(np.asarray(seg[(slice(0, 1), *box.slices)], dtype=np.int16), 0))
+        labels = read_labels(seg, (slice(0, 1), *box.slices))
         shape = self.plan.fine_shape
         return resize(image[None], shape, mode="linear")[0], resize(labels[None], shape, mode="nearest")[0]
 
@@ -94,9 +94,9 @@ class CascadeLoader(SampleLoader):
         plan = self.plan
         if not self.training:
             return plan.fine_box(annotated, shape)
-        anywhere = not complete and rng.random() < plan.reach_unannotated
+        enlarged = not complete and rng.random() < plan.reach_unannotated
         around = annotated
-        if anywhere and self.references:
+        if enlarged and self.references:
             around = self._with_what_is_left_out(organs, annotated, shape, rng)
         sizes = (plan.min_box_vox, *plan.extra_box_vox)
         box = plan.fine_box(around, shape, sizes[rng.integers(len(sizes))])
@@ -106,7 +106,7 @@ class CascadeLoader(SampleLoader):
             start = np.minimum(np.maximum(0, box.start + rng.integers(-reach, reach + 1)), around.start)
             stop = np.maximum(np.minimum(shape, box.stop + rng.integers(-reach, reach + 1)), around.stop)
             box = Box(tuple(start), tuple(stop))
-        if anywhere and not self.references:
+        if enlarged and not self.references:
             start = np.floor(np.multiply(box.start, rng.random(3))).astype(int)
             stop = np.ceil(shape - np.subtract(shape, box.stop) * rng.random(3)).astype(int)
             box = Box(tuple(start), tuple(stop))

@@ -17,6 +17,11 @@ def read_image(data, index: tuple, normalisation: Normalisation) -> Tensor:
     return normalisation.apply(replace_non_finite(image)[0])
 
 
+def read_labels(seg, index: tuple) -> Tensor:
+    """That region of a preprocessed label map, int16; nnU-Net's -1 is background."""
+    return torch.from_numpy(np.maximum(np.asarray(seg[index], dtype=np.int16), 0))
+
+
 class SampleLoader:
     """Endless iterator over batches for nnU-Net's (ordered) MultiThreadedAugmenter; a sub-class implements `sample`.
 

@@ -14,7 +14,7 @@ from nnunet_oar.body import find_body
 from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals
 from nnunet_oar.data.case_cache import CaseCache
 from nnunet_oar.data.coarse_cache import covering_labels, organ_boxes, organ_rows
-from nnunet_oar.data.sample_loader import SampleLoader, read_image
+from nnunet_oar.data.sample_loader import SampleLoader, read_image, read_labels
 from nnunet_oar.intensity import Normalisation
 from nnunet_oar.padding import pad_to, padded_shape
 from nnunet_oar.plan import SharedEncoderPlan
@@ -145,7 +145,7 @@ class SharedEncoderLoader(SampleLoader):
         """Image (C, Z, Y, X), normalised, and labels (1, Z, Y, X) of a part of the case, on the encoder's grid."""
         data, seg, _, _ = self.dataset.load_case(name)
         image = read_image(data, (slice(None), *part.slices), case.normalisation)
-        labels = torch.from_numpy(np.maximum(np.asarray(seg[(slice(0, 1), *part.slices)], dtype=np.int16), 0))
+        labels = read_labels(seg, (slice(0, 1), *part.slices))
         grid = tuple(np.minimum(self.plan.grid_shape(part.shape), self.plan.crop_shape).tolist())
         return resize(image[None], grid, mode="linear")[0], resize(labels[None], grid, mode="nearest")[0]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_oar.annotations import Annotations
 from nnunet_oar.data.augmentation import flip_at_random, nnunet_transforms, seeded_globals, spatial_transform
-from nnunet_oar.data.sample_loader import SampleLoader, read_image
+from nnunet_oar.data.sample_loader import SampleLoader, read_image, read_labels
 from nnunet_oar.data.slice_cache import SliceCache, SliceCase
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.slabs import framed, neighbours
@@ -102,7 +102,7 @@ class SlabLoader(SampleLoader):
         index[1 + axis] = slice(first, int(wanted[-1]) + 1)
         image = read_image(data, tuple(index), case.normalisation).index_select(1 + axis, wanted - first)
         index[0], index[1 + axis] = slice(0, 1), slice(position, position + 1)
-        return image, torch.from_numpy(np.maximum(np.asarray(seg[tuple(index)], dtype=np.int16), 0))
+        return image, read_labels(seg, tuple(index))
 
     def _framed(self, image: Tensor, labels: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
         """Slab (slices * C, *slice_shape) and target (1, *slice_shape), as AttentionAnatomyNet frames a slice."""

@@ -65,6 +65,11 @@ def organ_logits_of(logits: Tensor, shape: Sequence[int]) -> Tensor:
     return out
 
 
+def with_background(logits: Tensor) -> Tensor:
+    """One organ's log-odds (B, 1, ...) -> logits of background, which is 0, and organ (B, 2, ...)."""
+    return torch.cat((torch.zeros_like(logits), logits), 1)
+
+
 def paste_highest(target: Tensor, where: Box, logits: Tensor, box: Box) -> None:
     """Write `logits` (..., *box.shape) into `target` (..., *where.shape), the volume of `where`: the higher one stays."""
     view = target[(..., *box.inside(where).slices)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_oar.heatmaps import find_centre
-from nnunet_oar.networks.crops import paste_highest, segment_growing
+from nnunet_oar.networks.crops import paste_highest, segment_growing, with_background
 from nnunet_oar.networks.heatmap import HeatmapNet3D
 from nnunet_oar.networks.unet3d import UNet3D
 from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
@@ -116,4 +116,4 @@ class HeatmapCascadeNetwork(VolumeNetwork):
         """Logits of background (0) and organ, (1, 2, *grid), of one box at the organ's own spacing."""
         grid = self.plan.organ_shape(organ, box.shape)
         logits = run_float32(self.segmenters[str(label)], resize(image[(..., *box.slices)], grid, mode="linear"))
-        return torch.cat((torch.zeros_like(logits), logits), 1)
+        return with_background(logits)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nnunet_oar.body import find_body
 from nnunet_oar.components import drop_small
-from nnunet_oar.networks.crops import paste_highest, segment_growing
+from nnunet_oar.networks.crops import paste_highest, segment_growing, with_background
 from nnunet_oar.networks.precision import autocast
 from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork
 from nnunet_oar.padding import pad_to, padded_shape
@@ -201,7 +201,7 @@ class SharedEncoderNet(VolumeNetwork):
             organ = self.organs[label - 1]
             report.localised[organ] = self._in_image(found, grid, image)
             box, logits = segment_growing(
-                lambda wanted, label=label: self._with_background(self.decode(out["features"], label, wanted)),
+                lambda wanted, label=label: with_background(self.decode(out["features"], label, wanted)),
                 self.fine_box(found, shape),
                 shape,
                 plan.total_stride,
@@ -223,10 +223,6 @@ class SharedEncoderNet(VolumeNetwork):
             whole = resize(whole[(..., *map(slice, grid))], image.shape[2:], mode="linear")
             organ_logits[:, label - 1] = whole[(slice(None), 0, *where.slices)]
         return where, organ_logits
-
-    @staticmethod
-    def _with_background(logits: Tensor) -> Tensor:
-        return torch.cat((torch.zeros_like(logits), logits), 1)
 
     @staticmethod
     def _in_image(box: Box, grid: Sequence[int], image: Tensor) -> Box:

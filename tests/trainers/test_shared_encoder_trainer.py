@@ -16,7 +16,8 @@ LIVER, SPLEEN = Box((2, 4, 6), (10, 20, 22)), Box((8, 22, 24), (14, 30, 30))
 
 @pytest.fixture
 def trainer(shared, monkeypatch, tmp_path) -> OARSharedEncoderTrainer:
-    return make(shared.entered(monkeypatch, tmp_path))
+    """All organs are drawn and their boxes stay where they are."""
+    return make(shared.entered(monkeypatch, tmp_path), organs_per_iteration=None, jitter_vox=[0, 0, 0])
 
 
 def make(workspace, **section) -> OARSharedEncoderTrainer:
@@ -57,7 +58,9 @@ def boxes(trainer, source, annotated=(True,) * 5, rng=None, found=()):
     for label, box in found:
         scaled = box.rescaled(SHAPE, probability.shape[2:])
         probability[(0, label, *scaled.slices)] = 1
-    return trainer._boxes({"coarse": probability}, values["target"], values["annotated"], source, rng)
+    seen = trainer.network.find_organs(probability, SHAPE) if source == "coarse" else {}
+    truth = trainer._true_boxes(values["target"], values["annotated"])
+    return trainer._drawn_boxes(truth, seen, values["annotated"], SHAPE, rng or np.random.default_rng(0))
 
 
 def test_the_decoders_look_at_the_truth_or_where_the_coarse_branch_finds_the_organ(trainer):
