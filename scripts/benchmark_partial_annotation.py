@@ -51,6 +51,7 @@ ARMS = {
         "a-complete": Arm(CASCADE, {}, complete=True),
         "b-background": Arm(CASCADE, BACKGROUND),
         "c-recalibrated": Arm(CASCADE, {}),
+        "c-literal": Arm(CASCADE, LITERAL),
     },
 }
 
