@@ -172,6 +172,12 @@ class Box:
         self._per_axis(other.start, "other")
         return Box(tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop)))
 
+    def intersection(self, other: Box) -> Box | None:
+        """What both have in common; None if that is not a voxel."""
+        self._per_axis(other.start, "other")
+        start, stop = tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop))
+        return Box(start, stop) if all(map(operator.lt, start, stop)) else None
+
     def contains(self, other: Box) -> bool:
         """True if no part of `other` lies outside; a box contains itself."""
         self._per_axis(other.start, "other")

@@ -10,11 +10,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_oar.data.instance_loader import instances_of_labels
-from nnunet_oar.intensity import measure
 from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
 from nnunet_oar.networks.instance_cascade import InstanceCascadeNetwork
 from nnunet_oar.networks.shared_encoder import SharedEncoderNet
-from nnunet_oar.roi import Box, resize
+from nnunet_oar.networks.volume import LoadedVolume
+from nnunet_oar.roi import Box
 
 
 def score_localiser(model: Path, images: Path, labels: Path) -> dict[str, dict[str, list[float]]]:
@@ -43,11 +43,11 @@ def score_localiser(model: Path, images: Path, labels: Path) -> dict[str, dict[s
 def _score(network, data: torch.Tensor, truth: np.ndarray) -> dict[str, dict[str, float]]:
     """data: (C, Z, Y, X), preprocessed."""
     plan, shape = network.plan, tuple(data.shape[1:])
-    image = measure(data, plan.data_window).apply(data)[None]
+    volume = LoadedVolume(data, plan.data_window)
     organs = {organ: Box.from_mask(truth == label) for label, organ in enumerate(plan.organs, start=1)}
     organs = {organ: box for organ, box in organs.items() if box is not None}
     if isinstance(network, HeatmapCascadeNetwork):
-        centres = network.localise(resize(image, plan.localizer_shape(shape), mode="linear"), shape)
+        centres = network.localise(volume.sample(Box.full(shape), plan.localizer_shape(shape)), shape)
         scores = {}
         for index, (organ, centre) in enumerate(zip(plan.organs, centres, strict=True)):
             if organ not in organs:
@@ -66,7 +66,7 @@ def _score(network, data: torch.Tensor, truth: np.ndarray) -> dict[str, dict[str
         return {
             organ: {"inside": float(organ in boxes and boxes[organ].contains(box))} for organ, box in organs.items()
         }
-    found = network.localise(network.zoomed(image), shape)
+    found = network.localise(network.zoomed(volume), shape)
     if isinstance(network, InstanceCascadeNetwork):
         boxes = [plan.fine_box(box, shape) for box in found]
         instances = instances_of_labels(truth, plan.instance_labels, plan)

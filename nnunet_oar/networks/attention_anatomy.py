@@ -7,14 +7,15 @@ leaves open is in docs/papers.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
 
-from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
+from nnunet_oar.networks.layers import Layer, Part, Sample
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.roi import Box
 from nnunet_oar.slabs import centre_boxes, framed, neighbours
@@ -125,23 +126,41 @@ class AttentionAnatomyNet(VolumeNetwork):
         logits, region = run_float32(self.network, batch["slab"])
         return {"logits": logits, "region": region}
 
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        plan, axis = self.plan, 2 + self.plan.slice_axis
-        planes = image.movedim(axis, 0)[:, 0]  # (S, C, H, W)
-        count = len(planes)
-        crop, place = centre_boxes(tuple(planes.shape[2:]), plan.slice_shape)
-        frames = framed(planes, image.amin((2, 3, 4))[0], plan.slice_shape)
-        organ_logits = image.new_empty((count, self.num_classes - 1, *crop.shape))
+    def predict_parts(self, volume: Volume, report: PredictionReport) -> Iterator[Part]:
+        """One part per batch of slices; it reaches from the middle of the last slice of the batch before to that of its own."""
+        plan, axis = self.plan, self.plan.slice_axis
+        count = volume.shape[axis]
+        plane = tuple(size for other, size in enumerate(volume.shape) if other != axis)
+        crop, place = centre_boxes(plane, plan.slice_shape)
+
+        def in_volume(first, last, inside: Box) -> tuple[tuple, tuple]:
+            start, stop = list(inside.start), list(inside.stop)
+            start.insert(axis, first)
+            stop.insert(axis, last)
+            return tuple(start), tuple(stop)
+
+        seen, before = False, None
         for first in range(0, count, plan.prediction_batch):
-            centres = range(first, min(first + plan.prediction_batch, count))
-            slabs = frames[neighbours(centres, plan.slices, count)].flatten(1, 2)
-            logits = run_float32(self.network, slabs)[0]
-            relative = logits[:, 1:] - logits[:, :1]
-            organ_logits[first : first + len(centres)] = relative[(..., *place.slices)]
-        if not (organ_logits > 0).any():
+            last = min(first + plan.prediction_batch, count)
+            indices = neighbours(range(first, last), plan.slices, count)
+            box = Box(*in_volume(int(indices.min()), int(indices.max()) + 1, crop))
+            planes = volume.sample(box, box.shape)[0].movedim(1 + axis, 0)  # (S, C, H, W)
+            slabs = framed(planes, volume.lowest, plan.slice_shape)[indices - indices.min()].flatten(1, 2)
+            logits = run_float32(self.network, slabs)[0][(..., *place.slices)]
+            logits = logits[:, 1:] - logits[:, :1]
+            seen = seen or bool((logits > 0).any())
+            start, stop = in_volume(first - 1 if first else 0, last, crop)
+            if before is not None:
+                logits = torch.cat((before, logits))
+            before = logits[-1:]
+            ends = first - 0.5 if first else 0.0, last - 0.5 if last < count else float(count)
+            where = in_volume(*ends, crop)
+            yield Part(
+                *in_volume(*ends, Box.full(plane)),
+                [
+                    Layer(label, *where, (Sample(start, stop, logits[:, label - 1].movedim(0, axis)),))
+                    for label in range(1, self.num_classes)
+                ],
+            )
+        if not seen:
             report.warn("no organ was found: the result is empty")
-        start, stop = list(crop.start), list(crop.stop)
-        start.insert(plan.slice_axis, 0)
-        stop.insert(plan.slice_axis, count)
-        organ_logits = organ_logits.movedim(0, 1 + plan.slice_axis)[None]
-        return Box(tuple(start), tuple(stop)), organ_logits.clamp_min_(plan.floor)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_oar.components import drop_small
-from nnunet_oar.networks.crops import organ_logits_of, segment_growing
+from nnunet_oar.networks.crops import segment_growing
+from nnunet_oar.networks.layers import Layer
 from nnunet_oar.networks.residual_unet import ResidualUNet3D
-from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
 from nnunet_oar.plan import CascadePlan, TwoStagePlan
-from nnunet_oar.roi import Box, resize
+from nnunet_oar.roi import Box
 
 # An organ that is found without localisation is kept if its extent lies in the range seen in training, widened by this.
 EXTENT_TOLERANCE = 0.2
@@ -52,13 +53,13 @@ class TwoStageNetwork(VolumeNetwork):
         labels = run_float32(self.localizer, coarse_image).argmax(1)[0]
         return labels.to(torch.uint8 if self.coarse_classes < 256 else torch.int16).cpu().numpy()
 
-    def zoomed(self, image: Tensor) -> Tensor:
-        return resize(image, self.plan.coarse_shape, mode="linear")
+    def zoomed(self, volume: Volume) -> Tensor:
+        return volume.sample(Box.full(volume.shape), self.plan.coarse_shape)
 
-    def segment(self, image: Tensor, box: Box, flips: tuple[int, ...] = ()) -> Tensor:
+    def segment(self, volume: Volume, box: Box, flips: tuple[int, ...] = ()) -> Tensor:
         """Logits relative to the background, (1, K, *fine_shape), of one box; `flips`: spatial axes to mirror meanwhile."""
         axes = [axis + 2 for axis in flips]
-        crop = resize(image[(..., *box.slices)], self.plan.fine_shape, mode="linear")
+        crop = volume.sample(box, self.plan.fine_shape)
         logits = run_float32(self.segmenter, crop.flip(axes)).flip(axes)
         if self.plan.left_right_axis in flips:
             order = list(range(self.num_classes))
@@ -68,13 +69,13 @@ class TwoStageNetwork(VolumeNetwork):
         return logits - logits[:, :1]
 
     def segment_growing(
-        self, image: Tensor, box: Box, report: PredictionReport, largest_only: bool = False
+        self, volume: Volume, box: Box, report: PredictionReport, largest_only: bool = False
     ) -> tuple[Box, Tensor]:
         plan = self.plan
         return segment_growing(
-            lambda wanted: self.segment(image, wanted),
+            lambda wanted: self.segment(volume, wanted),
             box,
-            image.shape[2:],
+            volume.shape,
             plan.margin_vox,
             plan.grow_attempts,
             report,
@@ -88,9 +89,9 @@ class CascadeNetwork(TwoStageNetwork):
     def __init__(self, in_channels: int, plan: CascadePlan, canvas: tuple[int, ...] | None = None):
         super().__init__(in_channels, plan, canvas, len(plan.organs) + 1)
 
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        shape = tuple(image.shape[2:])
-        organs = self.localise(self.zoomed(image), shape)
+    def predict_layers(self, volume: Volume, report: PredictionReport) -> list[Layer]:
+        shape = volume.shape
+        organs = self.localise(self.zoomed(volume), shape)
         found = organs is not None
         if found:
             report.localised["organs"] = organs
@@ -103,14 +104,15 @@ class CascadeNetwork(TwoStageNetwork):
             )
         else:
             report.warn("the localiser found no organ: the result is empty")
-            return None
-        box, fine = self.segment_growing(image, box, report)
+            return []
+        box, fine = self.segment_growing(volume, box, report)
         report.boxes["organs"] = box
-        organ_logits = organ_logits_of(fine, box.shape)
-        self._average_variants(image, organs or box, box, organ_logits)
-        if not found:
-            self._drop_implausible(organ_logits, report)
-        return box, organ_logits.clamp_min_(self.plan.floor)
+        labels = range(1, self.num_classes) if found else self._plausible(fine, box, report)
+        variants = self._variants(volume, organs or box, box)
+        return [
+            Layer.of_box(label, box, (box, fine[0, label]), *((of, logits[0, label]) for of, logits in variants[label]))
+            for label in labels
+        ]
 
     def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> Box | None:
         """Normalised zoomed CT (1, C, *coarse_shape) -> box of all organs in voxels of the image; None if nothing is found.
@@ -124,42 +126,40 @@ class CascadeNetwork(TwoStageNetwork):
         organs = Box.around(box for box in boxes if box is not None)
         return None if organs is None else organs.rescaled(self.plan.coarse_shape, image_shape)
 
-    def _average_variants(self, image: Tensor, organs: Box, box: Box, organ_logits: Tensor) -> None:
-        """The paper's multi-test: average the logits of the organs in `test_time` over larger boxes and mirrored crops."""
-        wanted = {index: set(self.plan.test_time.get(name, ())) for index, name in enumerate(self.organs)}
-        shape = tuple(image.shape[2:])
-        flips = [()] + [(axis,) for axis in self.plan.flip_axes]
+    def _variants(self, volume: Volume, organs: Box, box: Box) -> dict[int, list]:
+        """The paper's multi-test: label -> pairs of a box, as large as `box` or larger, and its logits (1, K, *fine_shape): what the
+        organs in `test_time` are averaged over."""
+        plan = self.plan
+        wanted = {label: set(plan.test_time.get(name, ())) for label, name in enumerate(self.organs, start=1)}
+        flips = [()] + [(axis,) for axis in plan.flip_axes]
         # a box that is already larger than a least size is the same box again
-        larger = [self.plan.fine_box(organs, shape, extra).union(box) for extra in self.plan.extra_box_vox]
+        larger = [plan.fine_box(organs, volume.shape, extra).union(box) for extra in plan.extra_box_vox]
         boxes = list(dict.fromkeys((box, *larger)))
-        counts = dict.fromkeys(wanted, 1)
+        variants = {label: [] for label in wanted}
         for variant, flip in product(boxes, flips):
             needs = ({"boxes"} if variant != box else set()) | ({"flips"} if flip else set())
-            indices = [index for index, kinds in wanted.items() if needs and needs <= kinds]
-            if not indices:
-                continue
-            other = self.segment(image, variant, flip)
-            inner = box.inside(variant).slices
-            for index in indices:
-                full = resize(other[:, index + 1 : index + 2], variant.shape, mode="linear")[:, 0]
-                organ_logits[:, index] += full[(..., *inner)]
-                counts[index] += 1
-        for index, count in counts.items():
-            organ_logits[:, index] /= count
+            labels = [label for label, kinds in wanted.items() if needs and needs <= kinds]
+            if labels:
+                logits = self.segment(volume, variant, flip)
+                for label in labels:
+                    variants[label].append((variant, logits))
+        return variants
 
-    def _drop_implausible(self, organ_logits: Tensor, report: PredictionReport) -> None:
-        labels = torch.cat((torch.zeros_like(organ_logits[:, :1]), organ_logits), 1).argmax(1)[0]
-        for index, name in enumerate(self.organs):
-            box = Box.from_mask(labels == index + 1)
-            if box is None:
+    def _plausible(self, fine: Tensor, box: Box, report: PredictionReport) -> list[int]:
+        """The labels whose organs are as large as in training, of the logits (1, K, *fine_shape) of a box."""
+        seen, kept = fine.argmax(1)[0], []
+        for label, name in enumerate(self.organs, start=1):
+            found = Box.from_mask(seen == label)
+            if found is None:
                 continue
+            size = found.rescaled(seen.shape, box.shape).shape
             extent = self.plan.organ_extent_vox.get(name)
             plausible = extent is not None and all(
-                low * (1 - EXTENT_TOLERANCE) <= size <= high * (1 + EXTENT_TOLERANCE)
-                for low, size, high in zip(extent[0], box.shape, extent[1], strict=True)
+                low * (1 - EXTENT_TOLERANCE) <= of <= high * (1 + EXTENT_TOLERANCE)
+                for low, of, high in zip(extent[0], size, extent[1], strict=True)
             )
-            if not plausible:
-                organ_logits[:, index] = self.plan.floor
-                report.warn(
-                    f"{name} was found without localisation, {box.shape} voxels large, unlike in training: left out"
-                )
+            if plausible:
+                kept.append(label)
+            else:
+                report.warn(f"{name} was found without localisation, {size} voxels large, unlike in training: left out")
+        return kept

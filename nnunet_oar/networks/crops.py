@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnunet_oar.components import keep_largest
 from nnunet_oar.networks.volume import PredictionReport
-from nnunet_oar.roi import Box, resize
+from nnunet_oar.roi import Box
 
 
 def segment_growing(
@@ -56,21 +56,6 @@ def _grown(box: Box, logits: Tensor, image_shape: Sequence[int], step: Sequence[
     return Box(tuple(start), tuple(stop))
 
 
-def organ_logits_of(logits: Tensor, shape: Sequence[int]) -> Tensor:
-    """(1, K, *grid) -> organ logits (1, K - 1, *shape); one organ at a time, which halves the peak of memory."""
-    organs = logits.shape[1] - 1
-    out = logits.new_empty((1, organs, *shape))
-    for index in range(organs):
-        out[:, index] = resize(logits[:, index + 1 : index + 2], shape, mode="linear")[:, 0]
-    return out
-
-
 def with_background(logits: Tensor) -> Tensor:
     """One organ's log-odds (B, 1, ...) -> logits of background, which is 0, and organ (B, 2, ...)."""
     return torch.cat((torch.zeros_like(logits), logits), 1)
-
-
-def paste_highest(target: Tensor, where: Box, logits: Tensor, box: Box) -> None:
-    """Write `logits` (..., *box.shape) into `target` (..., *where.shape), the volume of `where`: the higher one stays."""
-    view = target[(..., *box.inside(where).slices)]
-    torch.maximum(view, logits, out=view)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_oar.heatmaps import find_centre
-from nnunet_oar.networks.crops import paste_highest, segment_growing, with_background
+from nnunet_oar.networks.crops import segment_growing, with_background
 from nnunet_oar.networks.heatmap import HeatmapNet3D
+from nnunet_oar.networks.layers import Layer
 from nnunet_oar.networks.unet3d import UNet3D
-from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork, run_float32
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
 from nnunet_oar.plan import HeatmapPlan
-from nnunet_oar.roi import Box, resize
+from nnunet_oar.roi import Box
 
 
 class HeatmapCascadeNetwork(VolumeNetwork):
@@ -57,16 +58,16 @@ class HeatmapCascadeNetwork(VolumeNetwork):
     def forward_batch(self, batch: dict[str | int, Tensor]) -> dict[str | int, Tensor]:
         return {stage: run_float32(self.stages[stage], images) for stage, images in batch.items()}
 
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        shape = tuple(image.shape[2:])
-        centres = self.localise(resize(image, self.plan.localizer_shape(shape), mode="linear"), shape)
-        parts = []
-        for index, (organ, centre) in enumerate(zip(self.organs, centres, strict=True)):
+    def predict_layers(self, volume: Volume, report: PredictionReport) -> list[Layer]:
+        shape = volume.shape
+        centres = self.localise(volume.sample(Box.full(shape), self.plan.localizer_shape(shape)), shape)
+        layers = []
+        for label, (organ, centre) in enumerate(zip(self.organs, centres, strict=True), start=1):
             if centre is None:
                 continue
-            report.localised[organ] = self.organ_box(index, centre, shape)
+            report.localised[organ] = self.organ_box(label - 1, centre, shape)
             box, logits = segment_growing(
-                lambda wanted, organ=organ, label=index + 1: self._segment(image, wanted, organ, label),
+                lambda wanted, organ=organ, label=label: self._segment(volume, wanted, organ, label),
                 report.localised[organ],
                 shape,
                 self.plan.margin_vox,
@@ -76,16 +77,10 @@ class HeatmapCascadeNetwork(VolumeNetwork):
                 name=organ,
             )
             report.boxes[organ] = box
-            parts.append((index, box, resize(logits[:, 1:], box.shape, mode="linear").clamp_min_(self.plan.floor)))
+            # log-odds against each organ's own background: the highest is the highest probability
+            layers.append(Layer.of_box(label, box, (box, logits[0, 1])))
         report.warn_of_missing(self.organs)
-        if not parts:
-            return None
-        # log-odds against each organ's own background: the highest is the highest probability
-        where = Box.around(box for _, box, _ in parts)
-        merged = torch.full((1, len(self.organs), *where.shape), self.plan.floor, device=image.device)
-        for index, box, logits in parts:
-            paste_highest(merged[:, index : index + 1], where, logits, box)
-        return where, merged
+        return layers
 
     def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:
         """Normalised CT (1, C, Z, Y, X) at the localiser's spacing -> of each organ the centre in voxels of the image (edge
@@ -112,8 +107,8 @@ class HeatmapCascadeNetwork(VolumeNetwork):
         size, margin = self.organ_size_mm[index].tolist(), self.margin_mm[index].tolist()
         return self.plan.organ_box(centre, size, margin, image_shape)
 
-    def _segment(self, image: Tensor, box: Box, organ: str, label: int) -> Tensor:
+    def _segment(self, volume: Volume, box: Box, organ: str, label: int) -> Tensor:
         """Logits of background (0) and organ, (1, 2, *grid), of one box at the organ's own spacing."""
         grid = self.plan.organ_shape(organ, box.shape)
-        logits = run_float32(self.segmenters[str(label)], resize(image[(..., *box.slices)], grid, mode="linear"))
+        logits = run_float32(self.segmenters[str(label)], volume.sample(box, grid))
         return with_background(logits)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nnunet_oar.instances import find_instances
 from nnunet_oar.networks.cascade import TwoStageNetwork
-from nnunet_oar.networks.crops import organ_logits_of, paste_highest
-from nnunet_oar.networks.volume import PredictionReport
+from nnunet_oar.networks.layers import Layer
+from nnunet_oar.networks.volume import PredictionReport, Volume
 from nnunet_oar.plan import InstancePlan
 from nnunet_oar.roi import Box
 
@@ -27,26 +27,21 @@ class InstanceCascadeNetwork(TwoStageNetwork):
         super().__init__(in_channels, plan, canvas, coarse_classes=2)
         self.register_buffer("largest_instance_mm", torch.zeros(3))
 
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        shape = tuple(image.shape[2:])
-        instances = self.localise(self.zoomed(image), shape)
+    def predict_layers(self, volume: Volume, report: PredictionReport) -> list[Layer]:
+        instances = self.localise(self.zoomed(volume), volume.shape)
         if not instances:
             report.warn("the localiser found nothing: the result is empty")
-            return None
-        parts = []
+        layers = []
         for number, instance in enumerate(instances, start=1):
             name = f"instance {number}"
             report.localised[name] = instance
             # the other kidney may reach into the box
-            box, fine = self.segment_growing(image, self.plan.fine_box(instance, shape), report, largest_only=True)
+            wanted = self.plan.fine_box(instance, volume.shape)
+            box, fine = self.segment_growing(volume, wanted, report, largest_only=True)
             report.boxes[name] = box
-            parts.append((box, organ_logits_of(fine, box.shape).clamp_min_(self.plan.floor)))
-        # where boxes overlap the most probable label of all of them stays
-        where = Box.around(box for box, _ in parts)
-        merged = torch.full((1, self.num_classes - 1, *where.shape), self.plan.floor, device=image.device)
-        for box, organ_logits in parts:
-            paste_highest(merged, where, organ_logits, box)
-        return where, merged
+            # where boxes overlap the most probable label of all of them stays
+            layers += [Layer.of_box(label, box, (box, fine[0, label])) for label in range(1, self.num_classes)]
+        return layers
 
     def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> list[Box]:
         """Normalised zoomed CT (1, C, *coarse_shape) -> boxes of the instances in voxels of the image, the largest first."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from nnunet_oar.body import find_body
 from nnunet_oar.components import drop_small
-from nnunet_oar.networks.crops import paste_highest, segment_growing, with_background
+from nnunet_oar.networks.crops import segment_growing, with_background
+from nnunet_oar.networks.layers import Layer, Sample
 from nnunet_oar.networks.precision import autocast
-from nnunet_oar.networks.volume import PredictionReport, VolumeNetwork
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork
 from nnunet_oar.padding import pad_to, padded_shape
 from nnunet_oar.plan import SharedEncoderPlan
 from nnunet_oar.roi import Box, resize
@@ -172,10 +173,10 @@ class SharedEncoderNet(VolumeNetwork):
         """The box that an organ's decoder sees: `around` + margin, snapped, on the encoder's grid of `shape` (padded)."""
         return self.snapped(around.grow(self.plan.margin_vox).within(shape), shape)
 
-    def region_of_interest(self, image: Tensor, report: PredictionReport) -> Box:
-        """The body (section 2.1); the whole image where it cannot be told from what surrounds it."""
+    def find_body(self, volume: Volume, report: PredictionReport) -> Box:
+        """The box of the body (section 2.1); the whole image where the body cannot be told from what surrounds it."""
         plan = self.plan
-        body = find_body(image[0].float().cpu().numpy(), plan.slice_axis, plan.intensity_from_hu)
+        body = find_body(volume.whole()[0].cpu().numpy(), plan.slice_axis, plan.intensity_from_hu)
         if body is None:
             why = (
                 "the HU are not known"
@@ -183,23 +184,24 @@ class SharedEncoderNet(VolumeNetwork):
                 else "no threshold between body and air was found"
             )
             report.warn(f"the body was not cut out, as {why}: the whole image was searched")
-            return Box.full(image.shape[1:])
+            return Box.full(volume.shape)
         return body
 
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
+    def predict_layers(self, volume: Volume, report: PredictionReport) -> list[Layer]:
         if not self.decoders_trained:
             raise RuntimeError(
                 "this checkpoint is of an epoch in which the organs' decoders had not been trained yet (phases in the section "
                 "'oar' of the plans); continue the training, nnUNetv2_train ... --c"
             )
         plan = self.plan
-        grid = plan.grid_shape(image.shape[2:])
+        body = self.find_body(volume, report)
+        grid = plan.grid_shape(body.shape)
         shape = self.padded(grid)
-        out = self.forward_batch({"image": pad_to(resize(image, grid, mode="linear"), shape)})
-        parts = []
+        out = self.forward_batch({"image": pad_to(volume.sample(body, grid), shape)})
+        layers = []
         for label, found in self.find_organs(out["coarse"], shape).items():
             organ = self.organs[label - 1]
-            report.localised[organ] = self._in_image(found, grid, image)
+            report.localised[organ] = self._in_image(found, grid, body)
             box, logits = segment_growing(
                 lambda wanted, label=label: with_background(self.decode(out["features"], label, wanted)),
                 self.fine_box(found, shape),
@@ -210,23 +212,22 @@ class SharedEncoderNet(VolumeNetwork):
                 largest_only=True,
                 name=organ,
             )
-            report.boxes[organ] = self._in_image(box, grid, image)
-            parts.append((label, box, logits[:, 1:]))
+            report.boxes[organ] = self._in_image(box, grid, body)
+            start, stop = (
+                tuple(
+                    first + value * size / steps
+                    for first, value, size, steps in zip(body.start, point, body.shape, grid, strict=True)
+                )
+                for point in (box.start, box.stop)
+            )
+            # what was computed for the padding is not of the image
+            layers.append(Layer(label, start, tuple(map(min, stop, body.stop)), (Sample(start, stop, logits[0, 1]),)))
         report.warn_of_missing(self.organs)
-        if not parts:
-            return None
-        where = Box.around(report.boxes.values())
-        organ_logits = torch.full((1, len(self.organs), *where.shape), plan.floor, device=image.device)
-        for label, box, logits in parts:
-            whole = torch.full((1, 1, *shape), plan.floor, device=image.device)
-            paste_highest(whole, Box.full(shape), logits, box)
-            whole = resize(whole[(..., *map(slice, grid))], image.shape[2:], mode="linear")
-            organ_logits[:, label - 1] = whole[(slice(None), 0, *where.slices)]
-        return where, organ_logits
+        return layers
 
     @staticmethod
-    def _in_image(box: Box, grid: Sequence[int], image: Tensor) -> Box:
-        """A box of the padded grid in voxels of the image; what lies in the padding is left out."""
+    def _in_image(box: Box, grid: Sequence[int], body: Box) -> Box:
+        """A box of the padded grid over the body in voxels of the image; what lies in the padding is left out."""
         stop = tuple(map(min, box.stop, grid))
         start = tuple(min(first, last - 1) for first, last in zip(box.start, stop, strict=True))
-        return Box(start, stop).rescaled(grid, image.shape[2:])
+        return Box(start, stop).rescaled(grid, body.shape).moved(body.start)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_oar.intensity import measure, replace_non_finite
+from nnunet_oar.networks.layers import Grid, Layer, Part, paste
 from nnunet_oar.networks.precision import autocast
-from nnunet_oar.plan import OARPlan
-from nnunet_oar.roi import Box
+from nnunet_oar.plan import OARPlan, Triple
+from nnunet_oar.roi import Box, resize
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +45,47 @@ class PredictionReport:
             self.warn(f"not found, and left out: {', '.join(missing)}{everything}")
 
 
+class Volume(ABC):
+    """What a network reads of one image, in voxels of the working spacing: `shape`, without padding, on `device`."""
+
+    shape: Triple
+    device: torch.device
+    lowest: Tensor
+    """(C,): the lowest intensity of each channel, normalised."""
+
+    @abstractmethod
+    def sample(self, box: Box, shape: Sequence[int]) -> Tensor:
+        """Normalised intensity in a box of the image on a grid of `shape`, (1, C, *shape) float32."""
+
+    @abstractmethod
+    def whole(self) -> Tensor:
+        """The image as it came, not normalised, (C, *shape) float32."""
+
+
+class LoadedVolume(Volume):
+    """An image (C, Z, Y, X) of finite values at the working spacing; window: as `measure`."""
+
+    def __init__(self, image: Tensor, window: tuple[float, float] | None):
+        self.shape, self.device = tuple(image.shape[1:]), image.device
+        self.image, self.normalised = image, measure(image, window).apply(image)
+        self.lowest = self.normalised.amin((1, 2, 3))
+
+    def sample(self, box: Box, shape: Sequence[int]) -> Tensor:
+        return resize(self.normalised[(slice(None), *box.slices)][None], shape, mode="linear")
+
+    def whole(self) -> Tensor:
+        return self.image.float()
+
+
 class VolumeNetwork(nn.Module):
     """A pipeline in one module: forward of a volume predicts, forward of a dict runs what the trainer's loader made.
 
     forward of a volume (B, C, Z, Y, X), possibly padded with zeros on any side: logits (B, K, Z, Y, X) in float32, relative
-    to the background: channel 0 is 0, organs are `plan.floor` outside the box and at least that inside.
+    to the background: channel 0 is 0, organs are `plan.floor` outside their layers and at least that inside.
 
-    A sub-class implements `forward_batch` and `predict_image`. K is len(plan.organs) + 1. canvas: nnU-Net's patch size; a volume
-    that fills it is probably one tile of several. `reports` holds one PredictionReport per volume of the last prediction.
+    A sub-class implements `forward_batch` and `predict_layers` (or `predict_parts`). K is len(plan.organs) + 1. canvas: nnU-Net's
+    patch size; a volume that fills it is probably one tile of several. `reports` holds one PredictionReport per volume of the last
+    prediction.
     """
 
     def __init__(self, plan: OARPlan, canvas: tuple[int, ...] | None = None):
@@ -63,13 +98,14 @@ class VolumeNetwork(nn.Module):
         """What the loader made, normalised -> logits for training and online validation."""
         raise NotImplementedError
 
-    def region_of_interest(self, image: Tensor, report: PredictionReport) -> Box:
-        """The part of the image (C, Z, Y, X), in its own units, that `predict_image` gets; it is normalised as the whole is."""
-        return Box.full(image.shape[1:])
-
-    def predict_image(self, image: Tensor, report: PredictionReport) -> tuple[Box, Tensor] | None:
-        """Normalised (1, C, Z, Y, X) -> box and organ logits (1, K - 1, *box.shape) in it, or None: nothing found."""
+    def predict_layers(self, volume: Volume, report: PredictionReport) -> list[Layer]:
+        """What there is in the volume; where there is no layer the background is."""
         raise NotImplementedError
+
+    def predict_parts(self, volume: Volume, report: PredictionReport) -> Iterator[Part]:
+        """The same in parts that have no voxel in common, for networks that say too much to hold it at once. The parts' number and
+        regions depend on the volume's shape alone."""
+        yield Part((0.0,) * 3, volume.shape, self.predict_layers(volume, report))
 
     @torch.compiler.disable
     def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
@@ -78,12 +114,13 @@ class VolumeNetwork(nn.Module):
         self.reports = [PredictionReport() for _ in x]
         return torch.cat([self._predict(volume, report) for volume, report in zip(x, self.reports, strict=True)])
 
-    def _predict(self, volume: Tensor, report: PredictionReport) -> Tensor:
-        """volume: (C, Z, Y, X) -> (1, K, Z, Y, X)."""
-        shape = tuple(volume.shape[1:])
-        logits = torch.full((1, self.num_classes, *shape), self.plan.floor, device=volume.device)
+    @torch.no_grad()
+    def _predict(self, image: Tensor, report: PredictionReport) -> Tensor:
+        """image: (C, Z, Y, X) -> (1, K, Z, Y, X)."""
+        shape = tuple(image.shape[1:])
+        logits = torch.full((1, self.num_classes, *shape), self.plan.floor, device=image.device)
         logits[:, 0] = 0
-        valid = Box.from_mask((volume != 0).any(0))
+        valid = Box.from_mask((image != 0).any(0))
         if valid is None:
             report.warn("the image is 0 everywhere: no organ can be found, the result is empty")
             return logits
@@ -92,18 +129,13 @@ class VolumeNetwork(nn.Module):
                 f"the image fills the canvas of {shape} voxels and is probably larger: it is predicted in tiles, each on its "
                 f"own, and organs that are cut by a tile may be wrong; see `canvas` in docs/conventions.md"
             )
-        image, bad = replace_non_finite(volume[(slice(None), *valid.slices)])
+        image, bad = replace_non_finite(image[(slice(None), *valid.slices)])
         if bad:
             report.warn(f"{bad} voxels are NaN or infinite; they were replaced by the smallest finite value")
-        region = self.region_of_interest(image, report)
-        image = measure(image, self.plan.data_window).apply(image)[(slice(None), *region.slices)][None]
-        inside = self.predict_image(image, report)
-        for boxes in (report.localised, report.boxes):
-            boxes |= {name: box.moved(region.start) for name, box in boxes.items()}
-        if inside is not None:
-            box, organ_logits = inside
-            where = box.moved(region.start).moved(valid.start)
-            logits[(slice(None), slice(1, None), *where.slices)] = organ_logits
+        volume = LoadedVolume(image, self.plan.data_window)
+        target = logits[(0, slice(1, None), *valid.slices)]
+        for part in self.predict_parts(volume, report):
+            paste(part.layers, Grid(valid.shape, valid.shape), target)
         return logits
 
 
