@@ -15,13 +15,15 @@ class AnatomicalAxes(NamedTuple):
     """Array axes (0, 1, 2 of the preprocessed data) along which a patient's directions run.
 
     sides_agree: False where left is at the low end of the axis in some cases and at the high end in others. nnU-Net looks at
-    arrays only, so no network can then tell a left organ from a right one.
+    arrays only, so no network can then tell a left organ from a right one. letters: the directions in which the axes grow, as
+    `orientation`; None where cases differ.
     """
 
     left_right: int
     anterior_posterior: int
     inferior_superior: int
     sides_agree: bool
+    letters: str | None = None
 
 
 def orientation(direction: Sequence[float]) -> str:
@@ -60,4 +62,5 @@ def anatomical_axes(cases: Iterable[Mapping], transpose_forward: Sequence[int]) 
         return None
     found = patient_axes.pop()
     sides = {letter for code in codes for letter in code if letter in "LR"}
-    return AnatomicalAxes(*(found.index(axis) for axis in range(3)), sides_agree=len(sides) == 1)
+    letters = "".join(next(iter(codes))[axis] for axis in transpose_forward) if len(codes) == 1 else None
+    return AnatomicalAxes(*(found.index(axis) for axis in range(3)), sides_agree=len(sides) == 1, letters=letters)

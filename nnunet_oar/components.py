@@ -25,6 +25,15 @@ def drop_small(mask: np.ndarray, fraction: float = 0.05) -> np.ndarray:
     return kept
 
 
+def drop_below(mask: np.ndarray, voxels: float) -> np.ndarray:
+    """Remove the components of fewer than so many voxels from a mask (Z, Y, X); returns a new bool array."""
+    kept = np.zeros(mask.shape, dtype=bool)
+    box, labels, sizes = label_components(mask)
+    if box is not None:
+        kept[box.slices] = np.concatenate(([False], sizes >= voxels))[labels]
+    return kept
+
+
 def split_instances(mask: np.ndarray, max_instances: int) -> list[np.ndarray]:
     """The components of `mask`, largest first, at most `max_instances` of them.
 

@@ -38,8 +38,7 @@ def intensity_facts(
 def facts_from_preprocessed(
     dataset, plans_manager, configuration_manager, dataset_json: Mapping, needs_instances: bool = False
 ) -> DatasetFacts:
-    """From nnU-Net's dataset object over ALL cases of a configuration: headers and .pkl files; label maps are read where instances
-    are needed, images never.
+    """From nnU-Net's dataset object over ALL cases of a configuration: headers, .pkl files and label maps; images are not read.
 
     Organ boxes come from nnU-Net's sampled foreground voxels (all of an organ up to 10,000 voxels, else at least 10,000 or 1%), so
     they can be a voxel or two short: good enough for the size of a grid.
@@ -48,7 +47,9 @@ def facts_from_preprocessed(
     cases, properties = [], []
     for name in dataset.identifiers:
         data, seg, _, case_properties = dataset.load_case(name)
-        organs, annotated = {}, annotations.labels(name)
+        seg, organs, annotated = np.asarray(seg[0]), {}, annotations.labels(name)
+        voxel_ml = float(np.prod(configuration_manager.spacing)) / 1000
+        volumes = {label: float(np.count_nonzero(seg == label)) * voxel_ml for label in annotated}
         for label in annotated:
             voxels = np.asarray(case_properties.get("class_locations", {}).get(label, []))
             if len(voxels):
@@ -56,9 +57,10 @@ def facts_from_preprocessed(
                 organs[label] = Box(tuple(voxels.min(0)), tuple(voxels.max(0) + 1))
         instances = []
         if needs_instances:
-            mask = np.isin(np.asarray(seg[0]), sorted(annotated))
+            mask = np.isin(seg, sorted(annotated))
             instances = find_instances(mask, InstancePlan.max_instances, voxel_mm=configuration_manager.spacing)
-        cases.append(CaseFacts(tuple(data.shape[1:]), organs, len(annotated) == len(labels), instances))
+        volumes = {label: volume for label, volume in volumes.items() if volume > 0}
+        cases.append(CaseFacts(tuple(data.shape[1:]), organs, len(annotated) == len(labels), instances, volumes))
         properties.append(
             {key: case_properties[key] for key in ("sitk_stuff", "nibabel_stuff") if key in case_properties}
         )

@@ -11,15 +11,17 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path | str, *, shared: bool = False) -> Iterator[Path]:
+def written_whole(path: Path | str, *, shared: bool = False, keep_ending: bool = False) -> Iterator[Path]:
     """Context that gives a temporary path beside `path` to write to, and renames it to `path` at the end.
 
     If the body raises, `path` is as before and the temporary file is gone. shared: several processes, perhaps on several
-    machines, may write the same file at once; the last one wins.
+    machines, may write the same file at once; the last one wins. keep_ending: for writers that choose a format by the file's
+    ending; the name begins with a dot, so that nobody takes it for a result.
     """
     path = Path(path)
     # a process that is killed leaves its temporary file behind: one name, and the next attempt overwrites it
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp" if shared else f"{path.name}.tmp")
+    unique = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".tmp{unique}.{path.name}" if keep_ending else f"{path.name}{unique}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

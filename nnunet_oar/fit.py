@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ CANVAS_BYTES_PER_CLASS_AND_VOXEL = 18
 CANVAS_MEMORY_BYTES = 16e9
 CANVAS_HEADROOM = 1.25
 OESOPHAGUS = re.compile(r"o?esophag", re.IGNORECASE)
-
+HEART = re.compile(r"heart", re.IGNORECASE)
 
 P = TypeVar("P", bound=OARPlan)
 
@@ -38,13 +38,14 @@ class CaseFacts:
     """Shape of one preprocessed case and the box of each organ that it annotates, in voxels of the working spacing.
 
     complete: the case annotates every organ, so that what is missing is absent. instances: box of each, for trainers that ask for
-    them.
+    them. volumes_ml: of each organ in the label map.
     """
 
     shape: Triple
     organs: Mapping[int, Box]
     complete: bool = True
     instances: Sequence[Box] = ()
+    volumes_ml: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,6 @@ def fit_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> CascadePlan
     plan = CascadePlan(
         **common_fields(facts, recipe, wanted),
         test_time={name: ("boxes",) for name in facts.labels if OESOPHAGUS.search(name)},
-        organ_extent_vox=_organ_extents(facts),
     )
     if recipe == "fitted":
         plan = _fitted(plan, facts, budget.memory_gb)
@@ -142,6 +142,45 @@ def common_fields(facts: DatasetFacts, recipe: str, wanted_flips: Sequence[int])
         "left_right_axis": facts.axes.left_right if facts.axes else None,
         "intensity_from_hu": facts.intensity_from_hu,
         "unannotated_may_rise": recipe == "paper",
+        "postprocessing": postprocessing_of(facts.labels),
+        **ranges(facts),
+    }
+
+
+def postprocessing_of(organs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Components under 5% of the largest are dropped (paper 000, section 2.1.4), a heart is one, an oesophagus has no gaps."""
+    steps = {}
+    for organ in organs:
+        steps[organ] = ("keep_largest",) if HEART.fullmatch(organ) else ("drop_small",)
+        if OESOPHAGUS.search(organ):
+            steps[organ] = ("bridge_slices", *steps[organ])
+    return steps
+
+
+def ranges(facts: DatasetFacts) -> dict:
+    """How large organs are in the data set, and how far its CTs reach beyond them."""
+    extents, volumes = {}, {}
+    for name, label in facts.labels.items():
+        shapes = [case.organs[label].shape for case in facts.cases if label in case.organs]
+        if shapes:
+            extents[name] = (tuple(map(min, zip(*shapes, strict=True))), tuple(map(max, zip(*shapes, strict=True))))
+        ml = [case.volumes_ml[label] for case in facts.cases if label in case.volumes_ml]
+        if ml:
+            volumes[name] = (round(min(ml), 3), round(max(ml), 3))
+    letters = facts.axes.letters if facts.axes else None
+    free = []
+    for case in facts.cases:
+        # what a case does not annotate may lie anywhere
+        if letters is not None and case.complete and case.organs:
+            axis = facts.axes.inferior_superior
+            organs = Box.around(case.organs.values())
+            gaps = organs.start[axis], case.shape[axis] - organs.stop[axis]
+            free.append([gap * facts.spacing_mm[axis] for gap in gaps])
+    return {
+        "organ_extent_vox": extents,
+        "organ_volume_ml": volumes,
+        "organ_free_mm": tuple(np.max(free, axis=0).round(1).tolist()) if free else None,
+        "array_orientation": letters,
     }
 
 
@@ -276,12 +315,3 @@ def narrowed_window(window: tuple[float, float] | None) -> tuple[float, float] |
         return None
     low, high = max(window[0], FITTED_WINDOW_HU[0]), min(window[1], FITTED_WINDOW_HU[1])
     return (low, high) if low < high else window
-
-
-def _organ_extents(facts: DatasetFacts) -> dict[str, tuple[Triple, Triple]]:
-    extents = {}
-    for name, label in facts.labels.items():
-        shapes = [case.organs[label].shape for case in facts.cases if label in case.organs]
-        if shapes:
-            extents[name] = (tuple(map(min, zip(*shapes, strict=True))), tuple(map(max, zip(*shapes, strict=True))))
-    return extents

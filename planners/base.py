@@ -193,12 +193,14 @@ class OARPlanner(ExperimentPlanner):
             if self.trainer_class.needs_instances:
                 mask = np.isin(seg, sorted(annotated))
                 instances = find_instances(mask, InstancePlan.max_instances, voxel_mm=properties["spacing"])
-            return seg.shape, properties, boxes, len(annotated) == len(labels), instances
+            voxels = np.bincount(seg.ravel())
+            volumes = {label: float(voxels[label] * np.prod(properties["spacing"])) / 1000 for label in boxes}
+            return seg.shape, properties, boxes, len(annotated) == len(labels), instances, volumes
 
         with ThreadPoolExecutor(self.processes) as pool:
             results = pool.map(read, self.dataset)
             progress = tqdm(results, "reading labels", len(self.dataset), disable=self.disable_progress_bar)
-            shapes, properties, boxes, complete, instances = zip(*progress, strict=True)
+            shapes, properties, boxes, complete, instances, volumes = zip(*progress, strict=True)
         if not any(boxes):
             raise ValueError(
                 f"{self.dataset_name}: no training case holds a voxel of an organ that it annotates (dataset.json)"
@@ -217,9 +219,10 @@ class OARPlanner(ExperimentPlanner):
                 {label: box.rescaled(old, new) for label, box in organs.items()},
                 all_annotated,
                 [box.rescaled(old, new) for box in of_case],
+                millilitres,
             )
-            for old, new, organs, all_annotated, of_case in zip(
-                shapes, new_shapes, boxes, complete, instances, strict=True
+            for old, new, organs, all_annotated, of_case, millilitres in zip(
+                shapes, new_shapes, boxes, complete, instances, volumes, strict=True
             )
         ]
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()

@@ -335,7 +335,7 @@ def test_two_folds_best_configuration_postprocessing_and_export(trained, predict
     workspace.run(
         f"nnUNetv2_apply_postprocessing -i {ensemble} -o {tmp_path / 'pp'} -pp_pkl_file {tmp_path / 'pp.pkl'} -np 1"
     )
-    from nnunet_oar.postprocessing import drop_small_components
+    from nnunet_oar.inference.postprocessing import drop_small_components
 
     for name in truth:
         expected = drop_small_components(labels_of(ensemble / name), [1, 2, 3, 4])

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from nnunet_oar.postprocessing import write_pickle
+    from nnunet_oar.inference.postprocessing import write_pickle
 
     write_pickle(args.i, args.o, args.fraction)
     print(f"wrote {args.o}; nnUNetv2_apply_postprocessing -i {args.i} -o NEW_FOLDER -pp_pkl_file {args.o}")

@@ -154,11 +154,10 @@ class AttentionAnatomyNet(VolumeNetwork):
                 logits = torch.cat((before, logits))
             before = logits[-1:]
             ends = first - 0.5 if first else 0.0, last - 0.5 if last < count else float(count)
-            where = in_volume(*ends, crop)
             yield Part(
                 *in_volume(*ends, Box.full(plane)),
                 [
-                    Layer(label, *where, (Sample(start, stop, logits[:, label - 1].movedim(0, axis)),))
+                    Layer(label, start, stop, (Sample(start, stop, logits[:, label - 1].movedim(0, axis)),))
                     for label in range(1, self.num_classes)
                 ],
             )

@@ -127,8 +127,8 @@ class CascadeNetwork(TwoStageNetwork):
         return None if organs is None else organs.rescaled(self.plan.coarse_shape, image_shape)
 
     def _variants(self, volume: Volume, organs: Box, box: Box) -> dict[int, list]:
-        """The paper's multi-test: label -> pairs of a box, as large as `box` or larger, and its logits (1, K, *fine_shape): what the
-        organs in `test_time` are averaged over."""
+        """The paper's multi-test: label -> pairs of a box, as large as `box` or larger, and its logits (1, K, *fine_shape), over
+        which the organs in `test_time` are averaged."""
         plan = self.plan
         wanted = {label: set(plan.test_time.get(name, ())) for label, name in enumerate(self.organs, start=1)}
         flips = [()] + [(axis,) for axis in plan.flip_axes]

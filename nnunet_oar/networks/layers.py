@@ -1,13 +1,13 @@
 """What a network says of a volume, on grids of its own, and how that becomes logits or labels on any grid over the volume.
 
-Coordinates are edge coordinates in voxels of the volume, see roi.py. The stock forward asks for the volume's own grid, the fast
-predictor for that of the original CT: the positions are the same, no grid in between is needed.
+Coordinates are edge coordinates in voxels of the volume, see roi.py. The stock forward asks for logits on the volume's own grid,
+the fast predictor for labels on that of the original CT, slab by slab and organ by organ, only where the organ can win.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nnunet_oar.roi import Box
+from nnunet_oar.sampling import Between, between, centres, interpolated_along
 
 # So many voxels are computed at once: what lies between then stays in the processor's caches and in little memory
 SLAB_VOXELS = 2_000_000
@@ -98,10 +99,13 @@ class Grid:
         )
         return Box(tuple(first), tuple(map(max, first, last)))
 
-    def centres(self, box: Box) -> list[np.ndarray]:
-        """Of the voxels in the box: coordinates of their centres on each axis, float64."""
-        ranges = zip(box.start, box.stop, self.shape, self.volume, strict=True)
-        return [(np.arange(first, last) + 0.5) * of / size for first, last, size, of in ranges]
+    def neighbours(self, box: Box) -> tuple[Box, list[Between]]:
+        """The voxels of the volume between which those in the box lie, as a box, and where between them on each axis."""
+        places = []
+        for first, last, size, of in zip(box.start, box.stop, self.shape, self.volume, strict=True):
+            places.append(between(centres(first, last, size, of), 0, of, of))
+        around = Box(tuple(int(p.lower[0]) for p in places), tuple(int(p.upper[-1]) + 1 for p in places))
+        return around, [place.moved(-start) for place, start in zip(places, around.start, strict=True)]
 
     def slabs(self, box: Box) -> Iterator[Box]:
         """The box in pieces along its first axis."""
@@ -110,57 +114,96 @@ class Grid:
             yield Box((first, *box.start[1:]), (min(first + step, box.stop[0]), *box.stop[1:]))
 
 
-def paste(layers: Sequence[Layer], grid: Grid, logits: Tensor) -> None:
-    """Raise organ logits (K - 1, *grid.shape) to what the layers say: where several meet, the highest stays."""
+def positive_box(layers: Iterable[Layer], grid: Grid) -> Box | None:
+    """The voxels of the grid outside of which none of these layers says anything but background; None: nowhere."""
+    volume = Grid(grid.volume, grid.volume)
+    boxes = (volume.box(*layer.positive) for layer in layers if layer.positive is not None)
+    around = Box.around(box for box in boxes if box.volume)
+    if around is None:
+        return None
+    # up to the centres of the voxels around it; at a face of the volume the outermost ones continue
+    start = [first - 0.5 if first else 0 for first in around.start]
+    stop = [last + 0.5 if last < size else size for last, size in zip(around.stop, grid.volume, strict=True)]
+    box = grid.box(start, stop)
+    return box if box.volume else None
+
+
+def paste(layers: Sequence[Layer], logits: Tensor) -> None:
+    """Raise organ logits (K - 1, Z, Y, X) of the whole volume to what the layers say: where several meet, the highest stays."""
+    shape = tuple(logits.shape[1:])
+    grid = Grid(shape, shape)
     for layer in layers:
         for box in grid.slabs(grid.box(layer.start, layer.stop)):
             view = logits[(layer.label - 1, *box.slices)]
-            torch.maximum(view, evaluated([layer], grid, box, -math.inf), out=view)
+            torch.maximum(view, evaluated([layer], shape, box, -math.inf, logits.device), out=view)
 
 
 def labels_of(folds: Sequence[Sequence[Layer]], grid: Grid, box: Box, floor: float) -> list[Tensor]:
     """Labels in a box of the grid, (*box.shape) int16: the organ whose logit, its mean over the folds, is highest and above 0.
 
-    folds: the layers of each; floor: an organ's logit where no layer of it is, and the least one. With several folds the labels
-    that each would give alone follow.
+    folds: the layers of each, one layer at least among them; floor: an organ's logit where no layer of it is, and the least one.
+    With several folds the labels that each would give alone follow.
     """
     layers = [layer for of_fold in folds for layer in of_fold]
-    device = layers[0].samples[0].logits.device if layers else torch.device("cpu")
+    device = layers[0].samples[0].logits.device
     # of the mean, and of each fold
     best = [torch.zeros(box.shape, device=device) for _ in range(1 if len(folds) == 1 else 1 + len(folds))]
     labels = [torch.zeros(box.shape, dtype=torch.int16, device=device) for _ in best]
     for label in sorted({layer.label for layer in layers}):
-        regions = [layer.positive for layer in layers if layer.label == label and layer.positive is not None]
-        if not regions:
-            continue
-        starts, stops = zip(*regions, strict=True)
         # outside of it the background wins in every fold
-        where = grid.box(np.min(starts, axis=0), np.max(stops, axis=0)).intersection(box)
+        where = positive_box(of_organ(layers, label), grid)
+        where = where and where.intersection(box)
         if where is None:
             continue
-        values = [
-            evaluated([layer for layer in of_fold if layer.label == label], grid, where, floor) for of_fold in folds
-        ]
+        values = [resampled(of_organ(of_fold, label), grid, where, floor, device) for of_fold in folds]
         if len(folds) > 1:
             values.insert(0, torch.stack(values).mean(0))
         index = where.inside(box).slices
         for highest, winner, value in zip(best, labels, values, strict=True):
-            higher = value > highest[index]
-            winner[index][higher] = label
+            winner[index].masked_fill_(value > highest[index], label)
             torch.maximum(highest[index], value, out=highest[index])
     return labels
 
 
-def evaluated(layers: Sequence[Layer], grid: Grid, box: Box, floor: float) -> Tensor:
-    """Logits (*box.shape) in a box of the grid, at least `floor`, of one organ's layers: where several meet, the highest."""
-    out = None
+def probabilities_of(
+    folds: Sequence[Sequence[Layer]], organs: int, grid: Grid, box: Box, floor: float, device: torch.device
+) -> Tensor:
+    """Softmax over background and organs of the mean logits, (organs + 1, *box.shape) float32."""
+    logits = torch.zeros((organs + 1, *box.shape), device=device)
+    for label in range(1, organs + 1):
+        for layers in folds:
+            logits[label] += resampled(of_organ(layers, label), grid, box, floor, device) / len(folds)
+    return logits.softmax(0)
+
+
+def of_organ(layers: Sequence[Layer], label: int) -> list[Layer]:
+    return [layer for layer in layers if layer.label == label]
+
+
+def resampled(layers: Sequence[Layer], grid: Grid, box: Box, floor: float, device: torch.device) -> Tensor:
+    """Logits (*box.shape) of one organ's layers in a box of the grid: interpolated between the volume's voxels, as nnU-Net does
+    when it brings logits from the working spacing back to that of the CT."""
+    around, places = grid.neighbours(box)
+    values = evaluated(layers, grid.volume, around, floor, device)
+    if grid.shape == grid.volume:
+        return values
+    for axis in (2, 1, 0):
+        values = interpolated_along(values, axis, places[axis])
+    return values
+
+
+def evaluated(layers: Sequence[Layer], shape: tuple[int, ...], box: Box, floor: float, device: torch.device) -> Tensor:
+    """Logits (*box.shape), at least `floor`, of one organ's layers in a box of a volume of `shape`: where several meet, the highest
+    stays."""
+    volume, out = Grid(shape, shape), None
     for layer in layers:
-        where = grid.box(layer.start, layer.stop).intersection(box)
+        where = volume.box(layer.start, layer.stop).intersection(box)
         if where is None:
             continue
-        mean = interpolated(layer.samples[0], grid.centres(where))
+        at = [centres(first, last, 1, 1) for first, last in zip(where.start, where.stop, strict=True)]
+        mean = interpolated(layer.samples[0], at)
         for sample in layer.samples[1:]:
-            mean += interpolated(sample, grid.centres(where))
+            mean += interpolated(sample, at)
         if len(layer.samples) > 1:
             mean /= len(layer.samples)
         if where == box and out is None:
@@ -170,32 +213,19 @@ def evaluated(layers: Sequence[Layer], grid: Grid, box: Box, floor: float) -> Te
             out = mean.new_full(box.shape, floor)
         view = out[where.inside(box).slices]
         torch.maximum(view, mean, out=view)
-    return torch.full(box.shape, floor) if out is None else out
+    return torch.full(box.shape, floor, device=device) if out is None else out
 
 
-def interpolated(sample: Sample, centres: Sequence[np.ndarray]) -> Tensor:
+def interpolated(sample: Sample, coordinates: Sequence[np.ndarray]) -> Tensor:
     """The sample's logits at these coordinates (one ascending array per axis), multi-linear, (n_z, n_y, n_x) float32."""
-    x, neighbours = sample.logits, []
-    for axis, at in enumerate(centres):
-        size = x.shape[axis]
-        step = (sample.stop[axis] - sample.start[axis]) / size
-        position = np.clip((at - sample.start[axis]) / step - 0.5, 0, size - 1)
-        lower = position.astype(np.int64)
-        first, last = lower[0], min(lower[-1] + 2, size)
-        x = x.narrow(axis, first, last - first)
-        neighbours.append((lower - first, (position - lower).astype(np.float32)))
+    x, places = sample.logits, []
+    for axis, at in enumerate(coordinates):
+        where = between(at, sample.start[axis], sample.stop[axis], x.shape[axis])
+        first = int(where.lower[0])
+        x = x.narrow(axis, first, int(where.upper[-1]) + 1 - first)
+        places.append(where.moved(-first))
     x = x.float()
     # the last axis first: what is interpolated along the others then lies in long rows
     for axis in (2, 1, 0):
-        x = _interpolated_along(x, axis, *neighbours[axis])
+        x = interpolated_along(x, axis, places[axis])
     return x
-
-
-def _interpolated_along(x: Tensor, axis: int, lower: np.ndarray, weight: np.ndarray) -> Tensor:
-    """Between the voxels `lower` and those after them."""
-    if not weight.any() and np.array_equal(lower, np.arange(len(lower))):
-        return x.narrow(axis, 0, len(lower)).clone()
-    upper = np.minimum(lower + 1, x.shape[axis] - 1)
-    shape = [-1 if other == axis else 1 for other in range(3)]
-    a, b = (x.index_select(axis, torch.from_numpy(index).to(x.device)) for index in (lower, upper))
-    return a.lerp_(b, torch.from_numpy(weight).to(x.device).view(shape))

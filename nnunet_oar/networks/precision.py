@@ -76,6 +76,13 @@ def _weight_gradient(image: Tensor, weight: Tensor, out_grad: Tensor) -> Tensor:
     return gradient
 
 
+def precision_of(device: torch.device) -> str:
+    """In what networks predict there, see `autocast`."""
+    if device.type == "cuda":
+        return "float16"
+    return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
 def autocast(device: torch.device) -> AbstractContextManager:
     """float16 on CUDA (as nnU-Net), bfloat16 on a CPU that computes in it (and, where gradients are taken, computes
     them rightly), float32 elsewhere."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_oar.intensity import measure, replace_non_finite
-from nnunet_oar.networks.layers import Grid, Layer, Part, paste
+from nnunet_oar.networks.layers import Layer, Part, paste
 from nnunet_oar.networks.precision import autocast
 from nnunet_oar.plan import OARPlan, Triple
 from nnunet_oar.roi import Box, resize
@@ -25,14 +25,17 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 @dataclass
 class PredictionReport:
     """What happened to one volume: where something was found and which box of it was segmented at last (both by name of what is in
-    it, in voxels of the image without padding), and which guards fired."""
+    it, in voxels of the image without padding), and which guards fired. quiet: the warnings are not logged."""
 
     localised: dict[str, Box] = field(default_factory=dict)
     boxes: dict[str, Box] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    quiet: bool = False
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+        if self.quiet:
+            return
         # nnU-Net's "Predicting X:" is the only place where the case's name is known: what is said must follow it in a log file
         sys.stdout.flush()
         logger.warning(text)
@@ -135,7 +138,7 @@ class VolumeNetwork(nn.Module):
         volume = LoadedVolume(image, self.plan.data_window)
         target = logits[(0, slice(1, None), *valid.slices)]
         for part in self.predict_parts(volume, report):
-            paste(part.layers, Grid(valid.shape, valid.shape), target)
+            paste(part.layers, target)
         return logits
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import nnunet_oar.plan.checks as check
-from nnunet_oar.plan.checks import spec
+from nnunet_oar.plan.checks import Triple, spec
 from nnunet_oar.sides import side_pairs
 
 SECTION = "oar"
@@ -25,6 +25,8 @@ TRAINERS = (
 # mirroring alone; and rotation in the plane of the slices; and what nnU-Net does
 AUGMENTATIONS = ("flips", "rotation", "nnunet")
 COARSE_LABELS = ("nearest", "covering")
+# components under a twentieth of the largest dropped; the largest alone kept; gaps of a few slices closed and stray slices dropped
+POSTPROCESSING = ("drop_small", "keep_largest", "bridge_slices")
 
 P = TypeVar("P")
 
@@ -62,6 +64,15 @@ class OARPlan:
     swap_on_flip: tuple[tuple[int, int], ...] = spec((), check.list_of(check.list_of(check.integer(1), 2)))
     # organs' logits outside their box, and their lower bound inside it, relative to the background's
     floor: float = spec(-5.0, check.number(-1000, -0.1))
+    # what nnunet_oar predict does to each organ's mask, in this order
+    postprocessing: dict[str, tuple[str, ...]] = spec({}, check.dict_of(check.list_of(check.one_of(*POSTPROCESSING))))
+    # the data set's least and greatest: what lies far outside at prediction is reported. Extents are in voxels of the working
+    # spacing; organ_free_mm: the longest part of a CT without any organ, below the lowest and above the highest one
+    organ_extent_vox: dict[str, tuple[Triple, Triple]] = spec({}, check.dict_of(check.list_of(check.shape, 2)))
+    organ_volume_ml: dict[str, tuple[float, float]] = spec({}, check.dict_of(check.list_of(check.number(0), 2)))
+    organ_free_mm: tuple[float, float] | None = spec(None, check.optional(check.list_of(check.number(0), 2)))
+    # directions in which the array axes grow, for example SAR: superior, anterior, right; null where training cases differ
+    array_orientation: str | None = spec(None, check.optional(check.orientation))
 
     def __post_init__(self):
         # what comes from JSON, from the fit and from defaults shall compare equal
@@ -83,6 +94,15 @@ class OARPlan:
             )
 
         self._refuse_mirrored_sides()
+        self._refuse_unknown_organs("postprocessing", "organ_extent_vox", "organ_volume_ml")
+
+    def _refuse_unknown_organs(self, *names: str) -> None:
+        for name in names:
+            unknown = sorted(set(getattr(self, name)) - set(self.organs))
+            if unknown:
+                raise ValueError(
+                    f"plans, section {SECTION!r}: {name} names {unknown[0]!r}, which is none of the organs {', '.join(self.organs)}"
+                )
 
     def _refuse_mirrored_sides(self) -> None:
         """Never mirror a left organ into a right one without its label."""

@@ -44,6 +44,13 @@ def string(value: Any) -> str:
     return value
 
 
+def orientation(value: Any) -> str:
+    axes = ["RLAPSI".find(letter) // 2 for letter in value] if isinstance(value, str) else []
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError("three letters, one of R and L, one of A and P, one of S and I")
+    return value
+
+
 def boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("true or false")

@@ -73,17 +73,10 @@ class CascadePlan(TwoStagePlan):
     test_time: dict[str, tuple[str, ...]] = spec({}, check.dict_of(check.list_of(check.one_of(*TEST_TIME))))
     # guard (off in the paper): whether an empty localisation means "everywhere"
     fallback_whole: bool = spec(False, check.boolean)
-    # label -> least and greatest extent (3 + 3 voxels of the working spacing) in the data set
-    organ_extent_vox: dict[str, tuple[Triple, Triple]] = spec({}, check.dict_of(check.list_of(check.shape, 2)))
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = sorted((set(self.test_time) | set(self.organ_extent_vox)) - set(self.organs))
-        if unknown:
-            raise ValueError(
-                f"plans, section {SECTION!r}: test_time or organ_extent_vox names {unknown[0]!r}, which is none of the organs "
-                f"{', '.join(self.organs)}"
-            )
+        self._refuse_unknown_organs("test_time")
 
 
 @dataclass(frozen=True)

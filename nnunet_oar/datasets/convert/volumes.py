@@ -30,11 +30,11 @@ def open_volume(path: Path) -> nibabel.Nifti1Image:
         image = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image) or len(image.shape) != 3:
         raise ValueError(f"{path} must be a NIfTI file of three dimensions, its shape is {image.shape}")
-    _require_one_direction(path, image)
+    require_one_direction(path, image)
     return image
 
 
-def _require_one_direction(path: Path, image: nibabel.Nifti1Image) -> None:
+def require_one_direction(path: Path, image: nibabel.Nifti1Image) -> None:
     """Raise ValueError where nibabel and SimpleITK, with which nnU-Net reads, let an array axis run in different directions: a
     header may hold two affines, and which one is meant decides where left is."""
     header = sitk.ImageFileReader()

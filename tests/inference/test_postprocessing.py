@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from nnunet_oar.postprocessing import drop_small_components, write_pickle
+from nnunet_oar.inference.postprocessing import drop_small_components, write_pickle
 
 
 def test_each_label_loses_its_own_specks():

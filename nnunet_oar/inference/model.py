@@ -1,0 +1,186 @@
+"""A trained model folder, loaded without constructing a trainer and without running what a checkpoint might bring along."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_oar.annotations import organ_labels
+from nnunet_oar.networks.attention_anatomy import AttentionAnatomyNet
+from nnunet_oar.networks.cascade import CascadeNetwork
+from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
+from nnunet_oar.networks.instance_cascade import InstanceCascadeNetwork
+from nnunet_oar.networks.shared_encoder import SharedEncoderNet
+from nnunet_oar.networks.volume import VolumeNetwork
+from nnunet_oar.plan import (
+    SECTION,
+    AttentionPlan,
+    CascadePlan,
+    HeatmapPlan,
+    InstancePlan,
+    OARPlan,
+    SharedEncoderPlan,
+)
+
+NETWORKS: dict[type[OARPlan], type[VolumeNetwork]] = {
+    CascadePlan: CascadeNetwork,
+    InstancePlan: InstanceCascadeNetwork,
+    HeatmapPlan: HeatmapCascadeNetwork,
+    SharedEncoderPlan: SharedEncoderNet,
+    AttentionPlan: AttentionAnatomyNet,
+}
+# What nnU-Net writes into a checkpoint besides tensors and plain Python: NumPy's numbers, and the folder names of its log
+_NUMPY_TYPES = [
+    type(np.float64(0)).__reduce__(np.float64(0))[0],  # numpy's own place of `scalar` differs between versions
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+
+
+@dataclass
+class Model:
+    """One network per fold, and what its plans and dataset.json say. Immutable by convention; shared by all predictions."""
+
+    folder: Path
+    folds: tuple[str, ...]
+    checkpoint_name: str
+    plans: dict
+    configuration: dict
+    dataset_json: dict
+    plan: OARPlan
+    networks: list[VolumeNetwork]
+    epochs: list[int] = field(default_factory=list)
+
+    @property
+    def channels(self) -> int:
+        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", {0: "CT"})))
+
+    @property
+    def reader(self) -> str:
+        """nnU-Net's class that read the training images."""
+        return self.plans["image_reader_writer"]
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Fold -> SHA-256 of its checkpoint."""
+        return {fold: _sha256(self.folder / f"fold_{fold}" / self.checkpoint_name) for fold in self.folds}
+
+
+def load_model(
+    folder: Path | str,
+    folds: Sequence[int | str] | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+    trust_checkpoint: bool = False,
+) -> Model:
+    """folds: None for all that are trained; fold `all` only where there is no other. trust_checkpoint: load a pickle that holds
+    more than weights and numbers, which may run whatever its maker wanted.
+
+    Raises ValueError, naming file and remedy, for what is no model of ours.
+    """
+    folder = Path(folder)
+    plans, dataset_json = (_json(folder, name) for name in ("plans.json", "dataset.json"))
+    chosen = _folds(folder, folds, checkpoint_name)
+    stored = [_checkpoint(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in chosen]
+    name = stored[0]["init_args"]["configuration"]
+    configuration = _inherited(plans["configurations"], name)
+    if SECTION not in configuration:
+        raise ValueError(
+            f"{folder} is a model of {stored[0]['trainer_name']}, its plans hold no section {SECTION!r}: it is none of our "
+            f"trainers'; use nnUNetv2_predict"
+        )
+    section = configuration[SECTION]
+    trainer = OARPlan.trainer_of(section)
+    plan_class = next(of for of in NETWORKS if of.trainer == trainer)
+    plan = plan_class.from_section(section)
+    if plan.organs != tuple(organ_labels(dataset_json)):
+        raise ValueError(
+            f"{folder}: plans.json has the organs {', '.join(plan.organs)}, dataset.json {', '.join(organ_labels(dataset_json))}"
+        )
+    model = Model(folder, chosen, checkpoint_name, plans, configuration, dataset_json, plan, [])
+    for fold, checkpoint in zip(chosen, stored, strict=True):
+        network = NETWORKS[plan_class](model.channels, plan, tuple(configuration["patch_size"])).eval()
+        try:
+            network.load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder}/fold_{fold}/{checkpoint_name} does not fit plans.json beside it "
+                f"({str(error).splitlines()[-1].strip()}); was one of them replaced?"
+            ) from None
+        model.networks.append(network.requires_grad_(False))
+        model.epochs.append(int(checkpoint["current_epoch"]))
+    return model
+
+
+def _json(folder: Path, name: str) -> Any:
+    if not folder.is_dir():
+        raise ValueError(f"the model folder {folder} does not exist")
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no {name}: name the folder TRAINER__PLANS__CONFIGURATION that nnUNetv2_train made, which holds fold_X"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from None
+
+
+def _folds(folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> tuple[str, ...]:
+    there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint_name}"))
+    if not there:
+        raise ValueError(
+            f"{folder} holds no fold_X/{checkpoint_name}: train first, or name another checkpoint with -chk, such as "
+            f"checkpoint_best.pth or checkpoint_latest.pth"
+        )
+    if folds is None:
+        return tuple(fold for fold in there if fold != "all") or tuple(there)
+    missing = [str(fold) for fold in folds if str(fold) not in there]
+    if missing:
+        raise ValueError(
+            f"{folder} holds {checkpoint_name} of the folds {', '.join(there)}, not of {', '.join(missing)}"
+        )
+    return tuple(str(fold) for fold in folds)
+
+
+def _checkpoint(path: Path, trust: bool) -> dict:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
+            stored = torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise ValueError(
+                f"{path} holds more than weights and numbers and was not loaded, as loading it could run any program; use "
+                f"--trust-checkpoint if you trust whoever made it"
+            ) from None
+        raise ValueError(f"{path} is no checkpoint or is damaged") from None
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is no checkpoint or is damaged: {str(error).splitlines()[0]}") from None
+    needed = {"network_weights", "init_args", "trainer_name", "current_epoch"}
+    if not isinstance(stored, dict) or not needed <= set(stored):
+        raise ValueError(f"{path} is no checkpoint that nnU-Net wrote")
+    return stored
+
+
+def _inherited(configurations: dict, name: str) -> dict:
+    """A configuration with what it inherits, as nnU-Net resolves it."""
+    if name not in configurations:
+        raise ValueError(f"plans.json holds no configuration {name!r}, but {', '.join(configurations)}")
+    own = configurations[name]
+    return (_inherited(configurations, own["inherits_from"]) if "inherits_from" in own else {}) | own
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
