@@ -35,6 +35,7 @@ from nnunet_oar.losses.labels import unannotated_to_background
 from nnunet_oar.losses.recalibration import never_raised
 from nnunet_oar.plan import SECTION, OARPlan
 from nnunet_oar.sides import describe_sides, side_pairs
+from nnunet_oar.version import __version__
 
 # nnU-Net's words for the result of the final validation
 MEAN_DICE = "Mean Validation Dice: "
@@ -144,6 +145,7 @@ class OARTrainer(nnUNetTrainer):
                 configuration[SECTION] = section
                 configuration["patch_size"] = list(canvas)
                 configuration["batch_size"] = self.plan.batch_size
+            self.plans_manager.plans["nnunet_oar_version"] = __version__
             self.num_epochs = self.plan.epochs
             self.print_to_log_file(describe_sides(self.plan.organs))
             # torch seeds itself differently in each process: the first weights must be those of (seed, fold), too

@@ -8,7 +8,9 @@ import sys
 
 from nnunet_oar.version import __version__
 
-COMMANDS = ("env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "postprocessing")
+COMMANDS = (
+    "env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "predict", "info", "postprocessing",
+)  # fmt: skip
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

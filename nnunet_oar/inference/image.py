@@ -15,7 +15,6 @@ from nibabel.filebasedimages import ImageFileError
 
 from nnunet_oar.axes import orientation
 from nnunet_oar.datasets.convert.volumes import require_one_direction
-from nnunet_oar.files import written_whole
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -96,12 +95,11 @@ def read_image(paths: Sequence[Path]) -> Image:
 
 
 def write_labels(image: Any, path: Path) -> None:
-    """A label image as `Image.with_labels` returns it; the file is there whole or not at all."""
-    with written_whole(path, keep_ending=True) as temporary:
-        if isinstance(image, sitk.Image):
-            sitk.WriteImage(image, str(temporary), True)
-        else:
-            nibabel.save(image, temporary)
+    """A label image as `Image.with_labels` returns it, of a file."""
+    if isinstance(image, sitk.Image):
+        sitk.WriteImage(image, str(path), True)
+    else:
+        nibabel.save(image, path)
 
 
 def stacked(images: Sequence[Image], names: Sequence[str]) -> Image:

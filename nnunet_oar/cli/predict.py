@@ -1,0 +1,146 @@
+"""nnunet_oar predict: contours of CTs from a trained model, fast, and with what there is to distrust."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from nnunet_oar.environment import require_folders
+
+HELP = "contour the organs of CTs with a trained model: as nnUNetv2_predict, but in seconds on a CPU, with a report per case"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", type=Path, metavar="MODEL_FOLDER", help="TRAINER__PLANS__CONFIGURATION; or name it by -d")
+    parser.add_argument("-d", metavar="ID", help="data set, number or name, of a model in $nnUNet_results")
+    parser.add_argument("-tr", default="OARCascadeTrainer", metavar="TRAINER", help="with -d")
+    parser.add_argument("-p", default="nnUNetOARPlans", metavar="PLANS", help="with -d")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="with -d")
+    parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds, averaged; default: all that are trained")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint in fold_X")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="load a checkpoint that holds more than weights and numbers"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-i", type=Path, metavar="IN", help="a CT (.nii.gz, .nii, .nrrd, .mha, .mhd), or a folder of them"
+    )
+    parser.add_argument("-o", type=Path, metavar="OUT", help="folder for CASE.nii.gz (as the CT's file) and CASE.json")
+    add_model_arguments(parser)
+    parser.add_argument("-device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto")
+    parser.add_argument("--organs", nargs="+", metavar="NAME", help="keep these organs only; labels stay the model's")
+    parser.add_argument(
+        "--list-organs", action="store_true", help="print the model's labels and organs, predict nothing"
+    )
+    parser.add_argument("--save_probabilities", action="store_true", help="also CASE.npz and CASE.pkl, as nnU-Net does")
+    parser.add_argument("--preview", action="store_true", help="also CASE.png, three slices with the contours")
+    parser.add_argument("--statistics", action="store_true", help="also statistics.csv and .json: volumes and mean HU")
+    parser.add_argument(
+        "--remove-small", type=float, default=0.0, metavar="MM3", help="drop components of an organ below this volume"
+    )
+    parser.add_argument("--disable_postprocessing", action="store_true", help="leave out what the plans say")
+    parser.add_argument("--continue_prediction", action="store_true", help="leave out cases that OUT holds already")
+    parser.add_argument("-num_parts", type=int, default=1, help="how many such commands share the cases of IN")
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="hand the cases to the workers of this Dask scheduler")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar, for log files")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings and errors only")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.list_organs:
+        from nnunet_oar.inference.model import load_model
+
+        model = load_model(model_folder(args), args.f, args.chk, args.trust_checkpoint)
+        for label, organ in enumerate(model.plan.organs, start=1):
+            print(f"{label:3d}  {organ}")
+        return 0
+    if args.i is None or args.o is None:
+        raise ValueError("-i and -o are needed: what to predict, and the folder for the results")
+    if not 0 <= args.part_id < args.num_parts:
+        raise ValueError(f"-part_id must lie in 0 to {args.num_parts - 1}, with -num_parts {args.num_parts}")
+    if args.o.exists() and not args.o.is_dir():
+        raise ValueError(f"-o: {args.o} is a file; name a folder")
+    if args.i.resolve() == args.o.resolve():
+        raise ValueError(f"-i and -o are both {args.i}: the results would replace the CTs")
+    return predict(args)
+
+
+def predict(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from nnunet_oar.inference.batch import Settings, predict_cases, predict_on_cluster
+    from nnunet_oar.inference.cases import Outputs, find_cases, write_statistics
+
+    folder = model_folder(args)
+    settings = Settings(
+        str(folder.resolve()),
+        args.device,
+        args.f and tuple(args.f),
+        args.chk,
+        args.organs and tuple(args.organs),
+        args.remove_small,
+        not args.disable_postprocessing,
+        args.trust_checkpoint,
+    )
+    # here, too, where a cluster predicts: what is wrong with the model is said once and at once
+    predictor = settings.load()
+    cases = find_cases(args.i, predictor.model.channels)[args.part_id :: args.num_parts]
+    args.o.mkdir(parents=True, exist_ok=True)
+    outputs = Outputs(args.save_probabilities, args.preview)
+    todo = [case for case in cases if not (args.continue_prediction and case.done(args.o, outputs.probabilities))]
+    copy_descriptions(folder, args.o)
+    if args.scheduler:
+        outcomes = predict_on_cluster(args.scheduler, settings, todo, args.o, outputs)
+    else:
+        outcomes = predict_cases(predictor, todo, args.o, outputs)
+    hidden = args.quiet or args.disable_progress_bar
+    failed = 0
+    for outcome in tqdm(outcomes, "predicting", len(todo), disable=hidden, unit="CT"):
+        for text in outcome.warnings:
+            tqdm.write(f"{outcome.case.name}: {text}", file=sys.stderr)
+        if outcome.error is not None:
+            failed += 1
+            tqdm.write(f"nnunet_oar predict: {outcome.error}", file=sys.stderr)
+        elif not args.quiet:
+            tqdm.write(f"{outcome.case.name}: {outcome.case.output(args.o)}, {outcome.seconds:.1f} s")
+    if args.statistics:
+        part = f"_part{args.part_id}" if args.num_parts > 1 else ""
+        write_statistics(cases, args.o, f"statistics{part}")
+    if failed:
+        raise ValueError(f"{failed} of {len(todo)} cases were not predicted, see above")
+    return 0
+
+
+def model_folder(args: argparse.Namespace) -> Path:
+    """Of -m, or of -d, -tr, -p and -c in $nnUNet_results."""
+    if (args.m is None) == (args.d is None):
+        raise ValueError("name the model either by -m MODEL_FOLDER or by -d ID (with -tr, -p and -c)")
+    if args.m is not None:
+        return args.m
+    require_folders("nnUNet_results")
+    results = Path(os.environ["nnUNet_results"])
+    pattern = f"Dataset{int(args.d):03d}_*" if args.d.isdigit() else args.d
+    datasets = sorted(path for path in results.glob(pattern) if path.is_dir())
+    if not datasets:
+        raise ValueError(f"{results} holds no {pattern}; was it trained?")
+    folder = datasets[0] / f"{args.tr}__{args.p}__{args.c}"
+    if not folder.is_dir():
+        there = sorted(path.name for path in datasets[0].iterdir() if path.is_dir())
+        raise ValueError(
+            f"{datasets[0]} holds no {folder.name}, but {', '.join(there) or 'nothing'}; see -tr, -p and -c"
+        )
+    return folder
+
+
+def copy_descriptions(model: Path, output: Path) -> None:
+    """As nnUNetv2_predict leaves them beside its results, where nnUNetv2_ensemble and nnunet_oar postprocessing look for them."""
+    from nnunet_oar.files import written_whole
+
+    for name in ("dataset.json", "plans.json"):
+        with written_whole(output / name, shared=True) as temporary:
+            temporary.write_bytes((model / name).read_bytes())
