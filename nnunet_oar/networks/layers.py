@@ -228,4 +228,5 @@ def interpolated(sample: Sample, coordinates: Sequence[np.ndarray]) -> Tensor:
     # the last axis first: what is interpolated along the others then lies in long rows
     for axis in (2, 1, 0):
         x = interpolated_along(x, axis, places[axis])
-    return x
+    # what is a view of the logits must not be changed in place
+    return x if any(place.weight.any() for place in places) else x.clone()
