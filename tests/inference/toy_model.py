@@ -14,7 +14,7 @@ ORGANS = ("heart", "kidney_left", "kidney_right")
 SMALL = dict(
     organs=ORGANS, coarse_shape=(16, 16, 16), fine_shape=(16, 16, 16), coarse_features=2, fine_features=2,
     coarse_strides=((2, 2, 2),) * 2, fine_strides=((2, 2, 2),) * 2, margin_vox=(2, 2, 2), min_box_vox=(8, 8, 8),
-    extra_box_vox=((16, 16, 16),), array_orientation="SAR",
+    extra_box_vox=((16, 16, 16),), array_orientation="SAR", flip_axes=(),
 )  # fmt: skip
 
 
