@@ -32,6 +32,9 @@ setup(
         # nnU-Net's preprocessing imports distutils, which Python 3.12 has only through setuptools.
         "setuptools<81",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "psutil", "ruff"]},
+    extras_require={
+        "dask": ["distributed"],
+        "dev": ["pytest", "hypothesis", "psutil", "ruff", "distributed"],
+    },
     entry_points={"console_scripts": ["nnunet_oar=nnunet_oar.cli:main"]},
 )

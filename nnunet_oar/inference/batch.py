@@ -15,6 +15,10 @@ from nnunet_oar.inference.image import read_image
 from nnunet_oar.inference.predictor import OARPredictor
 
 
+# to wait for a scheduler
+CONNECT_SECONDS = 20
+
+
 @dataclass(frozen=True)
 class Settings:
     """The arguments of OARPredictor; what a worker needs to load the model."""
@@ -79,7 +83,7 @@ def predict_on_cluster(
     except ImportError:
         raise ValueError("--scheduler needs Dask: pip install 'nnunet_oar[dask]', here and on the workers") from None
     try:
-        client = Client(address, timeout="20s", set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(f"no Dask scheduler answers at {address} ({str(error).splitlines()[0]})") from None
     with client:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +134,10 @@ def _read(path: Path):
         raise ValueError(f"{path} does not exist")
     is_nifti = path.name.endswith((".nii", ".nii.gz"))
     if is_nifti:
-        require_one_direction(path, nibabel.load(path))
+        header = nibabel.load(path)
+        _require_whole(path, header)
+        if len(header.shape) == 3:
+            require_one_direction(path, header)
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -139,6 +145,18 @@ def _read(path: Path):
         if is_nifti and "orthonormal" in str(error):
             return nibabel.load(path)
         raise
+
+
+def _require_whole(path: Path, header: nibabel.spatialimages.SpatialImage) -> None:
+    """Raise ValueError unless the file holds all voxels, with gzip's checksum: ITK reads what is missing as it pleases."""
+    needed = header.dataobj.offset + math.prod(header.shape) * header.get_data_dtype().itemsize
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+            size = sum(len(chunk) for chunk in iter(partial(file.read, 1 << 20), b""))
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read to its end: {error}") from None
+    if size < needed:
+        raise ValueError(f"{path} is cut off: it holds {size} bytes of the {needed} that its header promises")
 
 
 def _refuse_implausible(image: Image) -> None:

@@ -162,8 +162,9 @@ def _checkpoint(path: Path, trust: bool) -> dict:
                 f"--trust-checkpoint if you trust whoever made it"
             ) from None
         raise ValueError(f"{path} is no checkpoint or is damaged") from None
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is no checkpoint or is damaged: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        # torch raises whatever the damaged bytes lead it to
+        raise ValueError(f"{path} is no checkpoint or is damaged ({type(error).__name__})") from None
     needed = {"network_weights", "init_args", "trainer_name", "current_epoch"}
     if not isinstance(stored, dict) or not needed <= set(stored):
         raise ValueError(f"{path} is no checkpoint that nnU-Net wrote")
