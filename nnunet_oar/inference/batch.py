@@ -14,7 +14,6 @@ from nnunet_oar.inference.cases import Case, Outputs, write_case
 from nnunet_oar.inference.image import read_image
 from nnunet_oar.inference.predictor import OARPredictor
 
-
 # to wait for a scheduler
 CONNECT_SECONDS = 20
 
@@ -83,7 +82,7 @@ def predict_on_cluster(
     except ImportError:
         raise ValueError("--scheduler needs Dask: pip install 'nnunet_oar[dask]', here and on the workers") from None
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(f"no Dask scheduler answers at {address} ({str(error).splitlines()[0]})") from None
     with client:
