@@ -39,7 +39,7 @@ def interpolated_along(x: Tensor, axis: int, where: Between) -> Tensor:
     """x: float32 of any number of axes; the result is len(where.weight) long on that axis; a view of x where it is a part of x."""
     if not where.weight.any():
         first, count = int(where.lower[0]), len(where.lower)
-        if int(where.lower[-1]) - first + 1 == count:
+        if np.array_equal(where.lower, np.arange(first, first + count)):
             return x.narrow(axis, first, count)
         return x.index_select(axis, torch.from_numpy(where.lower).to(x.device))
     low, high = (x.index_select(axis, torch.from_numpy(index).to(x.device)) for index in (where.lower, where.upper))

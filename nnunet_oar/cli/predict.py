@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"-part_id must lie in 0 to {args.num_parts - 1}, with -num_parts {args.num_parts}")
     if args.o.exists() and not args.o.is_dir():
         raise ValueError(f"-o: {args.o} is a file; name a folder")
-    if args.i.resolve() == args.o.resolve():
-        raise ValueError(f"-i and -o are both {args.i}: the results would replace the CTs")
+    if args.o.resolve() in (args.i.resolve(), args.i.resolve().parent if args.i.is_file() else None):
+        raise ValueError(f"-o is the folder of -i, {args.o}: the results would replace the CTs")
     return predict(args)
 
 

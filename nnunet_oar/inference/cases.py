@@ -23,6 +23,8 @@ from nnunet_oar.inference.predictor import CANONICAL, OARPredictor, Prediction
 from nnunet_oar.networks.precision import precision_of
 from nnunet_oar.version import __version__
 
+# files of these names lie beside the results
+RESERVED = ("dataset", "plans", "statistics")
 CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -60,7 +62,7 @@ def find_cases(source: Path, channels: int) -> list[Case]:
         if channels > 1:
             raise ValueError(f"{source} is one file and the model needs {channels}, one per channel; give the folder")
     elif source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
+        files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
     else:
         raise ValueError(f"{source} does not exist")
     found: dict[str, dict[int, tuple[Path, str]]] = {}
@@ -80,6 +82,10 @@ def find_cases(source: Path, channels: int) -> list[Case]:
         raise ValueError(f"{source} holds no image; expected files that end in {', '.join(ENDINGS)}{dicom}")
     cases = []
     for name, of_case in sorted(found.items()):
+        if name in RESERVED:
+            raise ValueError(
+                f"{of_case[min(of_case)][0]}: rename it, as {name}.json means something else among the results"
+            )
         if sorted(of_case) != list(range(channels)):
             have = ", ".join(f"_{channel:04d}" for channel in sorted(of_case))
             raise ValueError(

@@ -110,10 +110,18 @@ def stacked(images: Sequence[Image], names: Sequence[str]) -> Image:
     first = images[0]
     for image, name in zip(images[1:], names[1:], strict=True):
         same = image.array.shape == first.array.shape and image.orientation == first.orientation
-        if not same or not np.allclose(image.spacing_mm, first.spacing_mm, rtol=1e-3):
+        if not same or not np.allclose(_geometry(image), _geometry(first), rtol=1e-3, atol=1e-2):
             raise ValueError(f"{name} and {names[0]} are channels of one image and must lie on one grid")
     array = np.concatenate([image.array for image in images])
     return Image(array, first.spacing_mm, first.orientation, first.source)
+
+
+def _geometry(image: Image) -> np.ndarray:
+    """Spacing, and where the file says so origin and direction."""
+    if isinstance(image.source, sitk.Image):
+        return np.concatenate((image.spacing_mm, image.source.GetOrigin(), image.source.GetDirection()))
+    affine = () if image.source is None else image.source.affine.ravel()
+    return np.concatenate((image.spacing_mm, affine))
 
 
 def turned_axes(letters: str, wanted: str) -> list[int]:
@@ -131,11 +139,12 @@ def turned(array: np.ndarray, letters: str, wanted: str) -> np.ndarray:
 
 def _read(path: Path):
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    is_nifti = path.name.endswith((".nii", ".nii.gz"))
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
     if is_nifti:
         header = nibabel.load(path)
         _require_whole(path, header)
+        _require_numbers(header)
         if len(header.shape) == 3:
             require_one_direction(path, header)
     try:
@@ -151,12 +160,24 @@ def _require_whole(path: Path, header: nibabel.spatialimages.SpatialImage) -> No
     """Raise ValueError unless the file holds all voxels, with gzip's checksum: ITK reads what is missing as it pleases."""
     needed = header.dataobj.offset + math.prod(header.shape) * header.get_data_dtype().itemsize
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
             size = sum(len(chunk) for chunk in iter(partial(file.read, 1 << 20), b""))
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read to its end: {error}") from None
     if size < needed:
         raise ValueError(f"{path} is cut off: it holds {size} bytes of the {needed} that its header promises")
+
+
+def _require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
+    """Raise ValueError for a spacing that is none and for voxels that are not finite: ITK repairs both without a word."""
+    sizes = [*image.header.get_zooms()[:3], *np.linalg.norm(image.affine[:3, :3], axis=0)]
+    raw = image.header["pixdim"][1:4] if "pixdim" in image.header else []
+    if not all(np.isfinite(size) and size > 0 for size in (*sizes, *raw)):
+        raise ValueError(f"the header's spacing must be above 0 mm, got {[float(size) for size in sizes]}")
+    if image.get_data_dtype().kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))
+        if bad:
+            raise ValueError(f"{bad} voxels are NaN or infinite; repair the image first")
 
 
 def _refuse_implausible(image: Image) -> None:

@@ -38,9 +38,16 @@ NETWORKS: dict[type[OARPlan], type[VolumeNetwork]] = {
     SharedEncoderPlan: SharedEncoderNet,
     AttentionPlan: AttentionAnatomyNet,
 }
+NEEDED = {
+    "plans.json": ("configurations", "image_reader_writer", "transpose_forward"),
+    "dataset.json": ("labels",),
+}
 # What nnU-Net writes into a checkpoint besides tensors and plain Python: NumPy's numbers, and the folder names of its log
+_SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_TYPES = [
-    type(np.float64(0)).__reduce__(np.float64(0))[0],  # numpy's own place of `scalar` differs between versions
+    # NumPy 1 and 2 keep it in different modules, and a model may be older or younger than what predicts with it
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
 ]
@@ -129,9 +136,13 @@ def _json(folder: Path, name: str) -> Any:
             f"{folder} holds no {name}: name the folder TRAINER__PLANS__CONFIGURATION that nnUNetv2_train made, which holds fold_X"
         )
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from None
+    missing = [key for key in NEEDED[name] if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not what nnUNetv2_train wrote")
+    return content
 
 
 def _folds(folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> tuple[str, ...]:
@@ -156,7 +167,8 @@ def _checkpoint(path: Path, trust: bool) -> dict:
         with torch.serialization.safe_globals(_NUMPY_TYPES):
             stored = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        # a file that is no pickle at all is refused by its first bytes: to trust it would not help
+        if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             raise ValueError(
                 f"{path} holds more than weights and numbers and was not loaded, as loading it could run any program; use "
                 f"--trust-checkpoint if you trust whoever made it"
@@ -166,7 +178,7 @@ def _checkpoint(path: Path, trust: bool) -> dict:
         # torch raises whatever the damaged bytes lead it to
         raise ValueError(f"{path} is no checkpoint or is damaged ({type(error).__name__})") from None
     needed = {"network_weights", "init_args", "trainer_name", "current_epoch"}
-    if not isinstance(stored, dict) or not needed <= set(stored):
+    if not isinstance(stored, dict) or not needed <= set(stored) or not isinstance(stored["network_weights"], dict):
         raise ValueError(f"{path} is no checkpoint that nnU-Net wrote")
     return stored
 

@@ -23,16 +23,18 @@ def implausible(
     spacing_mm: Sequence[float],
     letters: str,
     agreement: Mapping[str, float] | None,
+    everything: bool = True,
 ) -> list[str]:
     """One sentence for each thing. organs: as Prediction.organs, with `box` in voxels of an image of `shape` and `spacing_mm`
-    whose axes grow towards `letters`, and `extent_vox` in voxels of the working spacing; agreement: as Prediction.agreement."""
+    whose axes grow towards `letters`, and `extent_vox` in voxels of the working spacing; agreement: as Prediction.agreement.
+    everything: all of the model's organs were asked for."""
     texts = []
     for name, organ in organs.items():
         texts += _size(plan, name, organ)
     texts += _sides(organs, letters)
     if not organs:
         texts.append("no organ was found")
-    elif plan.organ_free_mm is not None and letters == plan.array_orientation:
+    elif everything and plan.organ_free_mm is not None and letters == plan.array_orientation:
         texts += _organ_free(plan, organs, shape, spacing_mm, letters)
     for name, dice in (agreement or {}).items():
         if dice < LEAST_AGREEMENT:

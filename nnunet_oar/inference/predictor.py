@@ -141,7 +141,9 @@ class OARPredictor:
             self._clean(labels, where, spacing_mm, letters, result)
         with result.timed("measure"):
             result.organs = measured(array[0], labels, where, plan.organs, spacing_mm, valid.shape, shape)
-        result.warnings += implausible(plan, result.organs, labels.shape, spacing_mm, letters, result.agreement)
+        kept = result.agreement and {organ: of for organ, of in result.agreement.items() if organ in self.organs}
+        everything = set(self.organs) == set(plan.organs)
+        result.warnings += implausible(plan, result.organs, labels.shape, spacing_mm, letters, kept, everything)
         return result
 
     def _refuse_unfit(self, image: Image) -> None:

@@ -4,6 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnunet_oar.inference.image import as_image, read_image, turned, turned_axes, write_labels
 
@@ -120,3 +122,322 @@ def test_channels_must_lie_on_one_grid(tmp_path):
     assert read_image([tmp_path / "a.mha"] * 2).array.shape[0] == 2
     with pytest.raises(ValueError, match="b.mha.*must lie on one grid"):
         read_image([tmp_path / "a.mha", tmp_path / "b.mha"])
+
+
+# ---------------------------------------------------------------- left and right
+
+
+@settings(deadline=None)
+@given(st.sampled_from(ORIENTATIONS), st.sampled_from(ORIENTATIONS), st.integers(0, 2))
+def test_turned_back_is_where_it_was(letters, wanted, lead):
+    array = np.arange(2**lead * 24).reshape((2,) * lead + (2, 3, 4))
+    there = turned(array, letters, wanted)
+    assert np.array_equal(turned(there, wanted, letters), array) and np.shares_memory(there, array)
+    assert np.array_equal(turned(array, letters, letters), array)
+    assert there.shape[lead:] == tuple(array.shape[lead + axis] for axis in turned_axes(letters, wanted))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_files_of_one_anatomy_are_turned_to_one_array(tmp_path, ending):
+    """By hand, without SimpleITK's reorientation: what is at the patient's left in one file is so in the other."""
+    # marks at the patient's left, front and head, and inside
+    canonical = np.zeros((4, 5, 6), np.int16)
+    canonical[:, :, 0], canonical[:, -1], canonical[-1] = 1, 2, 3
+    canonical[2, 3, 1] = 9
+    # ITK's world is LPS: an identity is an LPS file
+    files = {
+        "lps": (canonical[:, ::-1, ::-1], (1, 0, 0, 0, 1, 0, 0, 0, 1)),
+        "ras": (canonical, (-1, 0, 0, 0, -1, 0, 0, 0, 1)),
+        "pir": (canonical[::-1, ::-1].transpose(2, 0, 1), (0, 0, -1, 1, 0, 0, 0, -1, 0)),
+    }
+    for name, (array, direction) in files.items():
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+        image.SetDirection(direction)
+        sitk.WriteImage(image, str(tmp_path / f"{name}{ending}"))
+        found = read_image([tmp_path / f"{name}{ending}"])
+        assert np.array_equal(turned(found.array[0], found.orientation, "SAR"), canonical), name
+        assert np.array_equal(turned(found.array[0], found.orientation, "SPL"), canonical[:, ::-1, ::-1])
+
+
+def test_niftis_of_one_anatomy_are_turned_to_one_array(tmp_path):
+    """The same with nibabel, whose world is RAS and whose arrays are (x, y, z)."""
+    canonical = RNG.integers(-100, 100, (4, 5, 6)).astype(np.int16)
+    ras = canonical.transpose()
+    nibabel.save(nibabel.Nifti1Image(ras, np.diag([1.0, 2, 3, 1])), tmp_path / "ras.nii")
+    nibabel.save(nibabel.Nifti1Image(ras[::-1, ::-1], np.diag([-1.0, -2, 3, 1])), tmp_path / "lps.nii")
+    for name in ("ras.nii", "lps.nii"):
+        for image in (read_image([tmp_path / name]), as_image(nibabel.load(tmp_path / name))):
+            assert np.array_equal(turned(image.array[0], image.orientation, "SAR"), canonical)
+            assert image.spacing_mm == pytest.approx((3, 2, 1))
+
+
+# ---------------------------------------------------------------- back into the file's form
+
+
+def turn(*degrees) -> np.ndarray:
+    """Rotation about x, then y, then z."""
+    out = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        one = np.eye(3)
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        one[[a, b, a, b], [a, b, b, a]] = np.cos(angle), np.cos(angle), -np.sin(angle), np.sin(angle)
+        out = one @ out
+    return out
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("letters", ["LPS", "RAS", "SLA", "AIR"])
+def test_an_oblique_ct_and_its_labels_lie_in_one_place(tmp_path, letters, ending):
+    """About all axes, and in millimetres: the same for each corner of the volume."""
+    source = ct(letters)
+    source.SetDirection((turn(17, -25, 12) @ np.reshape(source.GetDirection(), (3, 3))).ravel())
+    source.SetOrigin((-123.4, 56.7, 890.1))
+    source.SetSpacing((0.977, 1.3, 2.5))
+    path, out = tmp_path / f"ct{ending}", tmp_path / f"labels{ending}"
+    sitk.WriteImage(source, str(path))
+    image = read_image([path])
+    assert image.array.shape == (1, *source.GetSize()[::-1]) and image.spacing_mm == pytest.approx((2.5, 1.3, 0.977))
+    labels = RNG.integers(0, 4, image.array.shape[1:]).astype(np.uint8)
+    write_labels(image.with_labels(labels), out)
+    written = sitk.ReadImage(str(out))
+    assert written.GetPixelID() == sitk.sitkUInt8 and np.array_equal(sitk.GetArrayFromImage(written), labels)
+    for corner in product(*((0, size - 1) for size in source.GetSize())):
+        places = [np.array(of.TransformIndexToPhysicalPoint(corner)) for of in (source, written)]
+        assert np.abs(places[0] - places[1]).max() < 2e-3
+    assert as_image(written).orientation == image.orientation
+
+
+def test_what_is_in_memory_comes_back_in_its_own_form():
+    affine = np.diag([-1.0, 2, 3, 1])
+    affine[:3, 3] = 10, 20, 30
+    source = nibabel.Nifti1Image(np.zeros((6, 5, 4), np.float32), affine)
+    source.header.set_sform(affine, 2)
+    labels = RNG.integers(0, 300, (4, 5, 6)).astype(np.uint16)
+    out = as_image(source).with_labels(labels)
+    assert type(out) is nibabel.Nifti1Image and np.array_equal(np.asarray(out.dataobj), labels.transpose())
+    assert np.array_equal(out.affine, affine) and out.header["sform_code"] == 2 and out.get_data_dtype() == np.uint16
+    # the image that was given is not changed
+    assert source.get_data_dtype() == np.float32 and not np.asarray(source.dataobj).any()
+    stock = ct("RAI")
+    out = as_image(stock).with_labels(labels.astype(np.uint8)[: stock.GetDepth()])
+    assert isinstance(out, sitk.Image) and out.GetDirection() == stock.GetDirection()
+    # of channels it is the first that is given back
+    out = as_image([stock, stock]).with_labels(labels.astype(np.uint8))
+    assert isinstance(out, sitk.Image) and out.GetNumberOfComponentsPerPixel() == 1
+
+
+def test_labels_of_a_scaled_nifti_are_not_scaled(tmp_path):
+    """A CT stored as unsigned numbers with a slope and an intercept, through SimpleITK and, with a shear, through nibabel."""
+    shear = np.diag([-2.0, 2.0, 3.0, 1.0])
+    shear[1, 2] = 1.2
+    stored = RNG.integers(0, 3000, (6, 5, 4)).astype(np.uint16)
+    for name, affine in (("straight.nii.gz", np.diag([-2.0, 2.0, 3.0, 1.0])), ("shear.nii.gz", shear)):
+        image = nibabel.Nifti1Image(stored, None)
+        image.set_sform(affine, 1)
+        image.header.set_slope_inter(0.5, -1024)
+        nibabel.save(image, tmp_path / "scaled.nii.gz")
+        raw = np.asarray(nibabel.load(tmp_path / "scaled.nii.gz").dataobj)
+        found = read_image([tmp_path / "scaled.nii.gz"])
+        np.testing.assert_allclose(found.array[0], raw.transpose(), atol=1e-3)
+        labels = RNG.integers(0, 4, (4, 5, 6)).astype(np.uint8)
+        write_labels(found.with_labels(labels), tmp_path / name)
+        written = nibabel.load(tmp_path / name)
+        assert np.array_equal(np.asarray(written.dataobj).transpose(), labels) and written.get_data_dtype() == np.uint8
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def spacing_in_nifti(path, spacing, qform: int, sform: int):
+    """What no library writes: x voxels of this size in mm. qform, sform: the codes that say which of them counts."""
+    nifti(path, RNG.integers(-100, 100, (6, 5, 4)).astype(np.int16), ".nii")
+    raw = bytearray((path / "bad.nii").read_bytes())
+    raw[80:84] = np.array(spacing, "<f4").tobytes()
+    raw[252:256] = np.array([qform, sform], "<i2").tobytes()
+    raw[280:296] = np.array([spacing, 0, 0, 0], "<f4").tobytes()
+    (path / "bad.nii").write_bytes(raw)
+
+
+def written(path, source, ending):
+    sitk.WriteImage(source, str(path / f"bad{ending}"))
+    return path / f"bad{ending}"
+
+
+def with_value(value) -> sitk.Image:
+    array = np.zeros((3, 4, 5), np.float32)
+    array[1, 1, 1] = value
+    return sitk.GetImageFromArray(array)
+
+
+def truncated(path, ending, part):
+    whole = written(path, ct(), ending).read_bytes()
+    (path / f"bad{ending}").write_bytes(whole[: int(len(whole) * part)])
+
+
+def text(path, ending):
+    (path / f"bad{ending}").write_text("Dear colleague,\nplease find attached\n")
+
+
+def edited(path, ending, line, value):
+    """A text header in which one line says something else."""
+    file = written(path, ct(), ending)
+    raw = file.read_bytes()
+    start = raw.index(line.encode())
+    file.write_bytes(raw[:start] + f"{line}{value}".encode() + raw[raw.index(b"\n", start) :])
+
+
+def sheared(path, array):
+    affine = np.diag([-2.0, 2.0, 3.0, 1.0])
+    affine[1, 2] = 1.2
+    image = nibabel.Nifti1Image(array, None)
+    image.set_sform(affine, 1)
+    nibabel.save(image, path / "bad.nii.gz")
+
+
+def spaced(*spacing) -> sitk.Image:
+    image = ct()
+    image.SetSpacing(spacing)
+    return image
+
+
+def nifti(path, array, ending=".nii.gz"):
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path / f"bad{ending}")
+
+
+RGB = np.zeros((6, 5, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+NAN = np.full((6, 5, 4), np.nan, np.float32)
+TWO_CTS = sitk.JoinSeries([spaced(1, 1, 1)] * 2)
+VECTORS = sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True)
+NO_CT = "check the header's spacing"
+FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+# name of the case, function that writes the file, its arguments, and what the sentence says
+REFUSED = [
+    *((f"a part of {ending}", truncated, (ending, part), "") for ending in FORMATS for part in (0.2, 0.9)),
+    *((f"text as {ending}", text, (ending,), "") for ending in FORMATS),
+    ("nothing", lambda path: (path / "bad.nii.gz").write_bytes(b""), (), ""),
+    ("a folder", lambda path: (path / "bad.nii.gz").mkdir(), (), "is a folder"),
+    *((f"4D {ending}", written, (TWO_CTS, ending), "4 dimensions") for ending in FORMATS),
+    *((f"vectors {ending}", written, (VECTORS, ending), "3 values in each voxel") for ending in FORMATS),
+    ("RGB NIfTI", nifti, (RGB,), "3 values in each voxel"),
+    ("complex", nifti, (np.zeros((6, 5, 4), np.complex64),), "must be numbers"),
+    ("one slice alone", written, (ct()[:, :, 0], ".mha"), "2 dimensions"),
+    *(
+        (f"{value} in {ending}", written, (with_value(value), ending), "1 voxels are NaN or infinite")
+        for ending in (".nrrd", ".mha")
+        for value in (np.nan, np.inf, -np.inf)
+    ),
+    # ITK's NIfTI reader makes 0 HU of it, which is water
+    ("NaN in a NIfTI", nifti, (NAN,), "120 voxels are NaN or infinite"),
+    ("sheared, 4D", sheared, (np.zeros((6, 5, 4, 2), np.int16),), "4 dimensions"),
+    ("sheared, RGB", sheared, (RGB,), "3 values in each voxel"),
+    ("sheared, NaN", sheared, (NAN,), "120 voxels are NaN or infinite"),
+    *(
+        (f"voxels of {size} mm in {ending}", written, (spaced(1, 1, size), ending), NO_CT)
+        for ending in FORMATS
+        for size in (0.001, 51, 900, 1e9)
+    ),
+    ("0 mm in .mha", edited, (".mha", "ElementSpacing = ", "0 1 1"), "spacing"),
+    ("nan mm in .mha", edited, (".mha", "ElementSpacing = ", "nan 1 1"), "spacing"),
+    ("0 mm in .nrrd", edited, (".nrrd", "space directions: ", "(0,0,0) (0,1,0) (0,0,1)"), "spacing"),
+    # ITK takes 1 mm where it cannot make sense of a NIfTI's spacing
+    *(
+        (f"{size} mm in the {form} of a NIfTI", spacing_in_nifti, (size, *codes), "")
+        for size in (0, np.nan, 1e9, 1e-6)
+        for form, codes in (("qform", (1, 0)), ("sform", (0, 1)), ("two forms", (1, 1)))
+        if size or form != "qform"
+    ),
+    # SimpleITK and nibabel disagree about where left is: one mirrors the axis, the other takes the absolute value
+]
+
+
+@pytest.mark.parametrize("make, arguments, words", [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_one_sentence_names_the_file(tmp_path, make, arguments, words):
+    make(tmp_path, *arguments)
+    (path,) = tmp_path.glob("bad*")
+    with pytest.raises(ValueError) as error:
+        read_image([path])
+    text = str(error.value)
+    assert path.name in text and words in text and "\n" not in text
+
+
+def test_more_than_four_metres_are_no_patient():
+    image = sitk.GetImageFromArray(np.zeros((90, 1, 1), np.int16))
+    image.SetSpacing((1, 1, 45))
+    with pytest.raises(ValueError, match=NO_CT):
+        as_image(image)
+
+
+@pytest.mark.parametrize("ending, line, value", [
+    (".mha", "ElementSpacing = ", "-1 2 3"), (".nrrd", "space directions: ", "(-1,0,0) (0,2,0) (0,0,3)"),
+])  # fmt: skip
+def test_a_negative_spacing_is_an_axis_that_runs_the_other_way(tmp_path, ending, line, value):
+    """These formats allow it, and ITK puts every voxel where the header says."""
+    edited(tmp_path, ending, line, value)
+    image = read_image([tmp_path / f"bad{ending}"])
+    assert image.orientation == "SPR" and image.spacing_mm == (3, 2, 1)
+    assert image.source.TransformIndexToPhysicalPoint((2, 0, 0)) == pytest.approx((-2, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image[:, :, 1:],
+        lambda image: sitk.DICOMOrient(image, "RAS"),
+        lambda image: image.SetSpacing((1.0, 2.0, 3.1)),
+        lambda image: image.SetOrigin((0, 0, 60)),
+        lambda image: image.SetDirection(turn(0, 0, 20).ravel()),
+    ],
+    ids=["size", "orientation", "spacing", "origin", "direction"],
+)
+def test_channels_on_different_grids_are_refused(tmp_path, change):
+    """One tells of another place than the other: labels would lie in neither."""
+    first, second = ct(), ct()
+    second = change(second) or second
+    for name, image in (("a.mha", first), ("b.mha", second)):
+        sitk.WriteImage(image, str(tmp_path / name))
+    with pytest.raises(ValueError, match="must lie on one grid") as error:
+        read_image([tmp_path / "a.mha", tmp_path / "b.mha"])
+    assert "b.mha" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rounded_geometry_is_one_grid(tmp_path):
+    """Formats round: a micrometre is no difference. The bad one of several files is named."""
+    first, second = ct(), ct()
+    second.SetSpacing((1.000001, 2.0, 3.0))
+    second.SetOrigin((1e-6, 0, 0))
+    for name, image in (("a.mha", first), ("b.mha", second)):
+        sitk.WriteImage(image, str(tmp_path / name))
+    image = read_image([tmp_path / "a.mha", tmp_path / "b.mha"])
+    assert np.array_equal(image.array[1], sitk.GetArrayFromImage(second))
+    with pytest.raises(ValueError, match="missing.mha"):
+        read_image([tmp_path / "a.mha", tmp_path / "missing.mha"])
+
+
+@pytest.mark.parametrize(
+    "source, spacing, direction, words",
+    [
+        (np.zeros((3, 4)), (1, 1, 1), np.eye(3).ravel(), r"must be \(Z, Y, X\)"),
+        (np.zeros((3, 4, 5)), (1, 1, 1), None, "needs spacing_mm"),
+        (np.zeros((3, 4, 5)), None, np.eye(3).ravel(), "needs spacing_mm"),
+        (np.zeros((3, 4, 5)), (1, 1), np.eye(3).ravel(), "three numbers of mm above 0"),
+        (np.zeros((3, 4, 5)), (1, 0, 1), np.eye(3).ravel(), "three numbers of mm above 0"),
+        (np.zeros((3, 4, 5)), (1, -1, 1), np.eye(3).ravel(), "three numbers of mm above 0"),
+        (np.zeros((3, 4, 5)), (1, np.nan, 1), np.eye(3).ravel(), "three numbers of mm above 0"),
+        (np.zeros((3, 4, 5)), (1, 1, 100), np.eye(3).ravel(), NO_CT),
+        (np.zeros((3, 0, 5)), (1, 1, 1), np.eye(3).ravel(), "is empty"),
+        (np.zeros((3, 4, 5), "U3"), (1, 1, 1), np.eye(3).ravel(), "must be numbers"),
+        (np.full((2, 3, 4, 5), np.inf), (1, 1, 1), np.eye(3).ravel(), "120 voxels are NaN or infinite"),
+        ("ct.nii.gz", None, None, "got str"),
+        (
+            [np.zeros((3, 4, 5)), np.zeros((3, 4, 6))],
+            (1, 1, 1),
+            np.eye(3).ravel(),
+            "channel 1 and channel 0.* one grid",
+        ),
+    ],
+)
+def test_what_a_caller_holds_is_checked_too(source, spacing, direction, words):
+    with pytest.raises(ValueError, match=words) as error:
+        as_image(source, spacing, direction)
+    assert "\n" not in str(error.value)

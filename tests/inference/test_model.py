@@ -126,7 +126,10 @@ def test_another_checkpoint_is_named(model):
 @pytest.mark.parametrize("name", PLANS)
 def test_every_network_loads_and_predicts(name, tmp_path):
     plan = PLANS[name]
-    predictor = OARPredictor(make_model(tmp_path, plan), "cpu")
+    model = make_model(tmp_path, plan)
+    if name == "shared encoder":
+        store(model, {"network_weights": stored(model)["network_weights"] | {"decoders_trained": torch.tensor(True)}})
+    predictor = OARPredictor(model, "cpu")
     assert type(predictor.model.networks[0]) is NETWORKS[type(plan)] and predictor.plan == plan
     array = np.random.default_rng(0).integers(-1000, 1000, (1, 20, 33, 37), np.int16)
     labels = predictor.run(Image(array, (3.0, 2.0, 2.0), "SPL")).labels
@@ -148,7 +151,11 @@ def test_without_its_descriptions_it_is_no_model_folder(model, name):
 
 
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
-@pytest.mark.parametrize("content", [b"", b'{"labels": ', b"\xff\xfe\x00", b"[]", b"{}"], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"labels": ', b"\xff\xfe\x00", b"[]", b"{}"],
+    ids=["empty", "cut", "no text", "list", "nothing in it"],
+)
 def test_broken_descriptions(model, name, content):
     (model / name).write_bytes(content)
     error = refusal(model)
@@ -210,17 +217,20 @@ def test_a_checkpoint_of_another_architecture(model, tmp_path):
 
 
 def test_a_checkpoint_of_another_size(model):
-    edit(
-        model / "plans.json", lambda plans: plans["configurations"]["3d_fullres"][SECTION].update(fine_features=4)
-    )  # fmt: skip
+    edit(model / "plans.json", lambda plans: plans["configurations"]["3d_fullres"][SECTION].update(fine_features=4))
     error = refusal(model)
     assert str(model / "fold_0" / CHECKPOINT) in error and "does not fit plans.json" in error
 
 
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize(
-    "content", [b"this is no checkpoint\n", b"hello", b"", b"\x00" * 64, b"PK\x03\x04 and no more"], ids=str
-)
+    "content",
+    [
+        b"this is no checkpoint\n", b"hello", b"", b"\x00" * 64, b"PK\x03\x04 and no more", b"<html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+    ],
+    ids=["text", "a word", "empty", "zeros", "cut zip", "web page", "git-lfs pointer"],
+)  # fmt: skip
 def test_what_is_no_checkpoint(model, content, trust):
     """Nor is --trust-checkpoint recommended, which would not help."""
     path = model / "fold_0" / CHECKPOINT
@@ -247,7 +257,7 @@ def test_what_nnunet_did_not_write(model, content):
     assert str(path) in error and "no checkpoint that nnU-Net wrote" in error
 
 
-def test_weights_alone_in_place_of_the_networks_numbers(model):
+def test_weights_that_are_none(model):
     path = store(model, {"network_weights": [1, 2, 3]})
     assert str(path) in refusal(model)
 
