@@ -26,6 +26,7 @@ setup(
         "scikit-image",
         "SimpleITK",
         "nibabel",
+        "pydicom>=3",
         "connected-components-3d",
         "matplotlib",
         "tqdm",
@@ -34,7 +35,11 @@ setup(
     ],
     extras_require={
         "dask": ["distributed"],
-        "dev": ["pytest", "hypothesis", "psutil", "ruff", "distributed"],
+        # compressed files, and DICOM segmentations
+        "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "highdicom"],
+        "dev": [
+            "pytest", "hypothesis", "psutil", "ruff", "distributed", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "highdicom",
+        ],
     },
     entry_points={"console_scripts": ["nnunet_oar=nnunet_oar.cli:main"]},
 )

@@ -9,16 +9,17 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from nnunet_oar.datasets.convert.layout import Collection, counted
 from nnunet_oar.environment import FOLDERS, require_folders
 
-HELP = "convert a published data set to nnU-Net's raw format: $nnUNet_raw/DatasetXXX_NAME"
+HELP = "convert a published data set, or clinical patients, to nnU-Net's raw format: $nnUNet_raw/DatasetXXX_NAME"
 # modules of nnunet_oar.datasets.convert with NAME, HELP and find(folder)
-DATASETS = ("kits19", "visceral", "segthor", "totalsegmentator")
-# of these, the ones with a mask per organ: find(folder, organs)
-MASKS = ("visceral", "totalsegmentator")
+DATASETS = ("kits19", "visceral", "segthor", "totalsegmentator", "rtstruct")
+# of these, the ones with a mask per organ: find(folder, organs), or gathered(folder, organs, names) as a context
+MASKS = ("visceral", "totalsegmentator", "rtstruct")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = commands.add_parser(
             name, help=module.HELP, description=module.HELP, formatter_class=parser.formatter_class
         )
-        sub.add_argument(
-            "source", type=Path, metavar="SRC", help="folder of the published data set; nothing is changed there"
-        )
+        sub.add_argument("source", type=Path, metavar="SRC", help="folder of what to convert; nothing is changed there")
         sub.add_argument("-d", type=int, required=True, metavar="ID", help="number of the new data set, 1 to 999")
         sub.add_argument("--name", default=module.NAME, help="name of the new data set, after DatasetXXX_")
         if name in MASKS:
@@ -39,20 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 nargs="+",
                 metavar="NAME",
                 help="organs to convert, in the order of their labels"
-                + ("; without it all that occur" if name == "visceral" else ""),
+                + ("" if name == "totalsegmentator" else "; without it all that occur"),
             )
+        if name == "rtstruct":
+            sub.add_argument("--names", type=Path, metavar="FILE", help='JSON {"ORGAN": ["OTHER NAME", ...], ...}')
         sub.add_argument("--disable_progress_bar", action="store_true", help="no progress bars, for log files")
-        sub.set_defaults(find=module.find)
+        sub.set_defaults(module=module)
 
 
 def run(args: argparse.Namespace) -> None:
-    from nnunet_oar.datasets.convert.layout import counted
     from nnunet_oar.datasets.convert.raw import write_raw
 
     require_folders("nnUNet_raw")
     folder = new_folder(args.d, args.name)
-    collection = args.find(args.source, args.organs) if args.format in MASKS else args.find(args.source)
-    with _terminated_as_interrupted():
+    with _terminated_as_interrupted(), collected(args) as collection:
         overlap = write_raw(folder, collection, args.name, disable_progress_bar=args.disable_progress_bar)
     for remark in collection.remarks:
         print(remark)
@@ -65,6 +64,14 @@ def run(args: argparse.Namespace) -> None:
     cases += f" and {counted(len(collection.test), 'test case')}" if collection.test else ""
     print(f"{cases}, {counted(len(collection.organs), 'organ')} ({', '.join(collection.organs)}) in {folder}")
     print(f"next: nnunet_oar prepare -d {args.d}")
+
+
+def collected(args: argparse.Namespace) -> AbstractContextManager[Collection]:
+    if args.format == "rtstruct":
+        return args.module.gathered(
+            args.source, args.organs, args.names, disable_progress_bar=args.disable_progress_bar
+        )
+    return nullcontext(args.module.find(args.source, *([args.organs] if args.format in MASKS else [])))
 
 
 def new_folder(number: int, name: str) -> Path:

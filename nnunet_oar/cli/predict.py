@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_oar.environment import require_folders
 
+FORMATS = ("nifti", "rtstruct", "dicomseg")
 HELP = "contour the organs of CTs with a trained model: as nnUNetv2_predict, but in seconds on a CPU, with a report per case"
 
 
@@ -27,9 +30,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-i", type=Path, metavar="IN", help="a CT (.nii.gz, .nii, .nrrd, .mha, .mhd), or a folder of them"
+        "-i",
+        type=Path,
+        metavar="IN",
+        help="a CT (.nii.gz, .nii, .nrrd, .mha, .mhd), a folder of them, a folder of DICOM files, or one of such folders",
     )
     parser.add_argument("-o", type=Path, metavar="OUT", help="folder for CASE.nii.gz (as the CT's file) and CASE.json")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="of the results; default: as the CT's file, nifti for DICOM; the others are DICOM",
+    )
+    parser.add_argument("--series", metavar="UID", help="which CT series of the DICOM files, where there are several")
+    parser.add_argument(
+        "--resample", action="store_true", help="accept DICOM slices that are uneven or of a tilted gantry"
+    )
+    parser.add_argument(
+        "--roi-names",
+        type=Path,
+        metavar="FILE",
+        help='JSON {"ORGAN": "NAME", ...}: names in DICOM results, as of TG-263',
+    )
     add_model_arguments(parser)
     parser.add_argument("-device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto")
     parser.add_argument("--organs", nargs="+", metavar="NAME", help="keep these organs only; labels stay the model's")
@@ -67,14 +88,17 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"-o: {args.o} is a file; name a folder")
     if args.o.resolve() in (args.i.resolve(), args.i.resolve().parent if args.i.is_file() else None):
         raise ValueError(f"-o is the folder of -i, {args.o}: the results would replace the CTs")
+    if args.save_probabilities and args.format not in (None, "nifti"):
+        raise ValueError("--save_probabilities is for results in nifti")
     return predict(args)
 
 
 def predict(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from nnunet_oar.dicom.segmentation import require_highdicom
     from nnunet_oar.inference.batch import Settings, predict_cases, predict_on_cluster
-    from nnunet_oar.inference.cases import Outputs, find_cases, write_statistics
+    from nnunet_oar.inference.cases import DicomCase, Outputs, find_cases, write_statistics
 
     folder = model_folder(args)
     settings = Settings(
@@ -89,9 +113,17 @@ def predict(args: argparse.Namespace) -> int:
     )
     # here, too, where a cluster predicts: what is wrong with the model is said once and at once
     predictor = settings.load()
-    cases = find_cases(args.i, predictor.model.channels)[args.part_id :: args.num_parts]
+    if args.format == "dicomseg":
+        require_highdicom()
+    found = find_cases(args.i, predictor.model.channels, args.format, args.series, args.resample)
+    cases = found[args.part_id :: args.num_parts]
+    if args.save_probabilities and any(isinstance(case, DicomCase) for case in found):
+        raise ValueError(
+            "--save_probabilities needs images in files of their own, as nnU-Net's; convert the DICOM series"
+        )
+    names = region_names(args.roi_names, predictor.plan.organs)
+    outputs = Outputs(args.save_probabilities, args.preview, args.format or "nifti", names)
     args.o.mkdir(parents=True, exist_ok=True)
-    outputs = Outputs(args.save_probabilities, args.preview)
     todo = [case for case in cases if not (args.continue_prediction and case.done(args.o, outputs.probabilities))]
     copy_descriptions(folder, args.o)
     if args.scheduler:
@@ -114,6 +146,25 @@ def predict(args: argparse.Namespace) -> int:
     if failed:
         raise ValueError(f"{failed} of {len(todo)} cases were not predicted, see above")
     return 0
+
+
+def region_names(file: Path | None, organs: Sequence[str]) -> dict[str, str]:
+    """Organ -> name in DICOM results, of a JSON file. Raises ValueError for what it cannot mean."""
+    from nnunet_oar.dicom.rtstruct import require_names
+
+    names: dict[str, str] = {}
+    if file is not None:
+        try:
+            names = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--roi-names: {file} cannot be read as JSON: {error}") from error
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f'--roi-names: {file} must hold {{"ORGAN": "NAME", ...}}')
+        unknown = sorted(set(names) - set(organs))
+        if unknown:
+            raise ValueError(f"--roi-names: the model has no organ {unknown[0]!r}; it has {', '.join(organs)}")
+        require_names([names.get(organ, organ) for organ in organs])
+    return names
 
 
 def model_folder(args: argparse.Namespace) -> Path:

@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from nnunet_oar.inference.cases import Case, Outputs, write_case
-from nnunet_oar.inference.image import read_image
 from nnunet_oar.inference.predictor import OARPredictor
 
 # to wait for a scheduler
@@ -112,7 +111,7 @@ def _predict_on_worker(settings: Settings, case: Case, folder: Path, outputs: Ou
 
 def _read(case: Case):
     start = time.perf_counter()
-    image = read_image(case.files)
+    image = case.read()
     return image, time.perf_counter() - start
 
 

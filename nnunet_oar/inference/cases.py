@@ -8,17 +8,21 @@ import pickle
 import platform
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from nnunet_oar.evaluation.picture import contour_picture
+from nnunet_oar.dicom.files import holds_images, looks_like_dicom
+from nnunet_oar.dicom.rtstruct import About, require_references, write_rtstruct
+from nnunet_oar.dicom.segmentation import write_segmentation
+from nnunet_oar.dicom.volume import labels_on_slices
+from nnunet_oar.evaluation.picture import COLOURS, contour_picture
 from nnunet_oar.files import written_whole
-from nnunet_oar.inference.image import ENDINGS, Image, turned, turned_axes, write_labels
+from nnunet_oar.inference.image import ENDINGS, Image, read_dicom, read_image, turned, turned_axes, write_labels
 from nnunet_oar.inference.predictor import CANONICAL, OARPredictor, Prediction
 from nnunet_oar.networks.precision import precision_of
 from nnunet_oar.version import __version__
@@ -28,48 +32,94 @@ RESERVED = ("dataset", "plans", "statistics")
 CHANNEL = re.compile(r"_(\d{4})$")
 
 
+FORMATS = ("nifti", "rtstruct", "dicomseg")
+
+
 @dataclass(frozen=True)
 class Case:
-    """files: one per channel."""
+    """files: one per channel. ending: of the result's file."""
 
     name: str
     files: tuple[Path, ...]
     ending: str
 
     def output(self, folder: Path) -> Path:
-        # a header file and one of voxels cannot be there whole or not at all
-        return folder / f"{self.name}{'.mha' if self.ending == '.mhd' else self.ending}"
+        return folder / f"{self.name}{self.ending}"
 
     def done(self, folder: Path, probabilities: bool) -> bool:
         return self.output(folder).is_file() and (not probabilities or (folder / f"{self.name}.npz").is_file())
 
+    def read(self) -> Image:
+        return read_image(self.files)
+
+
+@dataclass(frozen=True)
+class DicomCase(Case):
+    """files: the folder of the series. refers: whether the result refers to the CT, by UIDs that it must then have."""
+
+    series: str | None = None
+    resample: bool = False
+    refers: bool = False
+
+    def read(self) -> Image:
+        image = read_dicom(self.files[0], self.series, self.resample)
+        if self.refers:
+            require_references(image.series)
+        return image
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is written besides labels and manifest."""
+    """What is written: in which of FORMATS, and besides labels and manifest. region_names: organ -> name in DICOM results."""
 
     probabilities: bool = False
     preview: bool = False
+    format: str = "nifti"
+    region_names: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_cases(source: Path, channels: int) -> list[Case]:
-    """The cases of one image file, or of a folder in nnU-Net's naming (CASE_0000.nii.gz) or, for one channel, any other.
+def find_cases(
+    source: Path, channels: int, form: str | None = None, series: str | None = None, resample: bool = False
+) -> list[Case]:
+    """The cases of one image file, of a folder of images in nnU-Net's naming (CASE_0000.nii.gz) or, for one channel, any other, or
+    of DICOM files: of one folder of them, or of each sub-folder.
 
-    Raises ValueError, naming file or folder, for what holds no image, two files of one case, or lacks a channel.
+    form: one of FORMATS; None: as the image, NIfTI for DICOM. series, resample: as dicom.series.read_series. Raises ValueError,
+    naming file or folder, for what holds no image, two files of one case, lacks a channel, or cannot give this format.
     """
-    if source.is_file():
-        files = [source]
-        if channels > 1:
-            raise ValueError(f"{source} is one file and the model needs {channels}, one per channel; give the folder")
-    elif source.is_dir():
-        files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    else:
+    if not source.exists():
         raise ValueError(f"{source} does not exist")
+    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    images = {path: ending for path in files if (ending := _ending(path)) is not None}
+    dicom = [path for path in files if path not in images and path.is_file() and looks_like_dicom(path)]
+    if images and dicom:
+        raise ValueError(
+            f"{source} holds images ({min(images)}) and DICOM files ({dicom[0]}); keep one of the two there"
+        )
+    cases = (
+        _image_cases(source, images, channels, form) if images else _dicom_cases(source, dicom, form, series, resample)
+    )
+    if images and (series is not None or resample):
+        raise ValueError(f"--series and --resample are for DICOM; {source} holds images such as {min(images).name}")
+    if not images and channels > 1:
+        raise ValueError(f"the model needs {channels} channels, and a DICOM series is one")
+    for case in cases:
+        if case.name in RESERVED:
+            raise ValueError(f"{case.files[0]}: rename it, as {case.name}.json means something else among the results")
+    return cases
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+
+
+def _image_cases(source: Path, images: Mapping[Path, str], channels: int, form: str | None) -> list[Case]:
+    if form not in (None, "nifti"):
+        raise ValueError(f"--format {form} refers to a DICOM series, and {min(images)} is none")
+    if source.is_file() and channels > 1:
+        raise ValueError(f"{source} is one file and the model needs {channels}, one per channel; give the folder")
     found: dict[str, dict[int, tuple[Path, str]]] = {}
-    for path in files:
-        ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
-        if ending is None:
-            continue
+    for path, ending in images.items():
         name = path.name[: -len(ending)]
         match = CHANNEL.search(name)
         channel = int(match[1]) if match else 0
@@ -77,22 +127,36 @@ def find_cases(source: Path, channels: int) -> list[Case]:
         if channel in of_case:
             raise ValueError(f"{of_case[channel][0]} and {path} would be the same case; rename one of them")
         of_case[channel] = (path, ending)
-    if not found:
-        dicom = " (DICOM is not read yet; convert it)" if any(path.suffix.lower() == ".dcm" for path in files) else ""
-        raise ValueError(f"{source} holds no image; expected files that end in {', '.join(ENDINGS)}{dicom}")
     cases = []
     for name, of_case in sorted(found.items()):
-        if name in RESERVED:
-            raise ValueError(
-                f"{of_case[min(of_case)][0]}: rename it, as {name}.json means something else among the results"
-            )
         if sorted(of_case) != list(range(channels)):
             have = ", ".join(f"_{channel:04d}" for channel in sorted(of_case))
             raise ValueError(
                 f"{source}: {name} has the channels {have}, the model needs {channels}, from _0000 to _{channels - 1:04d}"
             )
-        cases.append(Case(name, tuple(of_case[channel][0] for channel in range(channels)), of_case[0][1]))
+        ending = ".nii.gz" if form == "nifti" else of_case[0][1]
+        # a header file and one of voxels cannot be there whole or not at all
+        ending = ".mha" if ending == ".mhd" else ending
+        cases.append(Case(name, tuple(of_case[channel][0] for channel in range(channels)), ending))
     return cases
+
+
+def _dicom_cases(
+    source: Path, files: Sequence[Path], form: str | None, series: str | None, resample: bool
+) -> list[Case]:
+    if source.is_file() and files:
+        raise ValueError(f"{source} is one slice; give the folder of the series")
+    folders = []
+    if source.is_dir():
+        below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        # a series that is named is looked for everywhere
+        folders = [source] if files or series else [path for path in below if holds_images(path)]
+    if not folders:
+        raise ValueError(f"{source} holds no image; expected files that end in {', '.join(ENDINGS)}, or DICOM files")
+    ending = ".nii.gz" if form in (None, "nifti") else ".dcm"
+    return [
+        DicomCase(folder.resolve().name, (folder,), ending, series, resample, ending == ".dcm") for folder in folders
+    ]
 
 
 def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, folder: Path, outputs: Outputs) -> None:
@@ -103,10 +167,39 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
     if outputs.preview:
         _write_preview(case, prediction, predictor, folder)
     with written_whole(case.output(folder), keep_ending=True) as temporary:
-        write_labels(prediction.label_image, temporary)
+        _write_result(temporary, prediction, predictor, outputs)
         prediction.seconds["write"] = time.perf_counter() - start
         with written_whole(folder / f"{case.name}.json") as file:
             file.write_text(json.dumps(manifest(case, prediction, predictor), indent=1))
+
+
+def _write_result(path: Path, prediction: Prediction, predictor: OARPredictor, outputs: Outputs) -> None:
+    if outputs.format == "nifti":
+        write_labels(prediction.label_image, path)
+        return
+    organs = predictor.plan.organs
+    names = {label: outputs.region_names.get(organ, organ) for label, organ in enumerate(organs, start=1)}
+    colours = {label: COLOURS[(label - 1) % len(COLOURS)] for label in names}
+    rgb = {label: [int(colour[at : at + 2], 16) for at in (1, 3, 5)] for label, colour in colours.items()}
+    series = prediction.image.series
+    labels = labels_on_slices(prediction.labels, series)
+    if outputs.format == "rtstruct":
+        write_rtstruct(path, series, labels, names, rgb, _about(prediction, predictor))
+    else:
+        write_segmentation(path, series, labels, names, rgb, _about(prediction, predictor))
+
+
+def _about(prediction: Prediction, predictor: OARPredictor) -> About:
+    """The manifest in short, for whoever has the DICOM file alone."""
+    model, plan = predictor.model, predictor.plan
+    hashes = ", ".join(f"fold {fold} {digest[:16]}" for fold, digest in model.hashes.items())
+    algorithm = f"nnunet_oar {__version__} {plan.trainer}"
+    warnings = "; ".join(prediction.warnings) or "none"
+    description = (
+        f"Automatic contours, not reviewed. {algorithm}, data set {model.plans.get('dataset_name')}, {model.checkpoint_name} "
+        f"(SHA-256 {hashes}), {plan.recipe} recipe. Warnings: {warnings}"
+    )
+    return About("nnunet_oar", description, algorithm)
 
 
 def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dict:
@@ -115,6 +208,7 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
     return {
         "case": case.name,
         "input": [path.name for path in case.files],
+        "series": prediction.image.series and prediction.image.series.uid,
         "shape": list(prediction.labels.shape),
         "spacing_mm": list(prediction.image.spacing_mm),
         "warnings": prediction.warnings,

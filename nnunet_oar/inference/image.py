@@ -6,7 +6,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from nibabel.filebasedimages import ImageFileError
 
 from nnunet_oar.axes import orientation
 from nnunet_oar.datasets.convert.volumes import require_one_direction
+from nnunet_oar.dicom.series import Series, read_series
+from nnunet_oar.dicom.volume import Stack, hu_image
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -31,13 +33,15 @@ class Image:
     """An image in the axis order of its file, (C, Z, Y, X) for ITK's (x, y, z).
 
     orientation: of the three spatial array axes, as axes.orientation. source: the SimpleITK or nibabel image, or None; labels
-    get its geometry.
+    get its geometry. series: what it was read from, if from DICOM. remarks: what should be known about any result on it.
     """
 
     array: np.ndarray
     spacing_mm: tuple[float, float, float]
     orientation: str
     source: sitk.Image | nibabel.spatialimages.SpatialImage | None = None
+    series: Series | None = None
+    remarks: tuple[str, ...] = ()
 
     def with_labels(self, labels: np.ndarray) -> Any:
         """What was given, with labels (Z, Y, X) in place of the intensities: a SimpleITK or a nibabel image, or the array."""
@@ -97,6 +101,20 @@ def read_image(paths: Sequence[Path]) -> Image:
     return images[0] if len(images) == 1 else stacked(images, [str(path) for path in paths])
 
 
+def read_dicom(folder: Path, series_uid: str | None = None, resample: bool = False) -> Image:
+    """The CT series of a folder, as dicom.series.read_series. Raises ValueError, naming folder or file, for what is none."""
+    series = read_series(folder, series_uid, resample)
+    remarks = ()
+    if Stack.over(series).is_resampled:
+        remarks = (
+            "the slices are tilted or uneven and were resampled to an even grid; contours were brought back to them",
+        )
+    try:
+        return replace(as_image(hu_image(series)), series=series, remarks=remarks)
+    except ValueError as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+
+
 def write_labels(image: Any, path: Path) -> None:
     """A label image as `Image.with_labels` returns it, of a file."""
     if isinstance(image, sitk.Image):
@@ -110,7 +128,8 @@ def stacked(images: Sequence[Image], names: Sequence[str]) -> Image:
     first = images[0]
     for image, name in zip(images[1:], names[1:], strict=True):
         same = image.array.shape == first.array.shape and image.orientation == first.orientation
-        if not same or not np.allclose(_geometry(image), _geometry(first), rtol=1e-3, atol=1e-2):
+        ours, theirs = _geometry(image), _geometry(first)
+        if not same or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3, atol=1e-2):
             raise ValueError(f"{name} and {names[0]} are channels of one image and must lie on one grid")
     array = np.concatenate([image.array for image in images])
     return Image(array, first.spacing_mm, first.orientation, first.source)

@@ -116,7 +116,8 @@ class OARPredictor:
         """The same with everything that is known about the result."""
         self._refuse_unfit(image)
         plan, organs = self.plan, len(self.plan.organs)
-        result = Prediction(image, np.zeros(image.array.shape[1:], np.uint8 if organs < 256 else np.uint16))
+        labels = np.zeros(image.array.shape[1:], np.uint8 if organs < 256 else np.uint16)
+        result = Prediction(image, labels, warnings=list(image.remarks))
         letters = self._letters(image, result)
         array, labels = (turned(of, image.orientation, letters) for of in (image.array, result.labels))
         spacing_mm = [image.spacing_mm[axis] for axis in turned_axes(image.orientation, letters)]

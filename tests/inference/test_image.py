@@ -401,6 +401,18 @@ def test_channels_on_different_grids_are_refused(tmp_path, change):
     assert "b.mha" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("sheared_first", [True, False])
+def test_a_sheared_channel_is_not_on_a_straight_ones_grid(tmp_path, sheared_first):
+    """nibabel reads one, SimpleITK the other."""
+    array = np.zeros((6, 5, 4), np.int16)
+    sheared(tmp_path, array)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-2.0, 2.0, 3.0, 1.0])), tmp_path / "straight.nii.gz")
+    paths = [tmp_path / "bad.nii.gz", tmp_path / "straight.nii.gz"]
+    assert read_image(paths[:1]).orientation == read_image(paths[1:]).orientation
+    with pytest.raises(ValueError, match="must lie on one grid"):
+        read_image(paths if sheared_first else paths[::-1])
+
+
 def test_rounded_geometry_is_one_grid(tmp_path):
     """Formats round: a micrometre is no difference. The bad one of several files is named."""
     first, second = ct(), ct()

@@ -158,6 +158,20 @@ def test_layers_of_a_box_fill_it():
     assert torch.equal(logits, expected)
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_logits_are_not_changed_where_nothing_is_interpolated(samples):
+    """A sample on the volume's own grid is read as a view; the floor and the mean are computed in place, but not in it."""
+    box = Box((1, 0, 2), (4, 5, 6))
+    logits = [torch.full(box.shape, -10.0 + index) for index in range(samples)]
+    layer = Layer.of_box(1, box, *((box, of) for of in logits))
+    grid = Grid((6, 6, 6), (6, 6, 6))
+    for where in (box, Box.full(grid.shape)):
+        probabilities_of([[layer]], 1, grid, where, FLOOR, CPU)
+        labels_of([[layer]], grid, where, FLOOR)
+    paste([layer], torch.full((1, 6, 6, 6), -20.0))
+    assert all((of == -10.0 + index).all() for index, of in enumerate(logits))
+
+
 def test_logits_of_half_precision_are_computed_in_single():
     half = organ_at(1, (1, 1, 1), shape=(3, 4, 5))
     half.samples[0].logits.mul_(torch.rand(3, 4, 5))

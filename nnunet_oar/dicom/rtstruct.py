@@ -1,0 +1,181 @@
+"""Labels on the slices of a CT series as a DICOM structure set (RTSTRUCT, PS3.3 A.19)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+
+from nnunet_oar.dicom.files import CT_IMAGE, read
+from nnunet_oar.dicom.outlines import outlines
+from nnunet_oar.dicom.series import Series
+from nnunet_oar.files import written_whole
+from nnunet_oar.version import __version__
+
+# of the patient and the study, as in the CT
+COPIED = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+MAY_BE_ABSENT = (*COPIED[:4], *COPIED[5:])
+LONGEST_NAME = 64  # LO
+LONGEST_DESCRIPTION = 1024  # ST
+
+
+@dataclass(frozen=True)
+class About:
+    """Where contours come from: `label` (at most 16 characters), `description` and `algorithm` for people to read."""
+
+    label: str
+    description: str
+    algorithm: str
+
+
+def require_references(series: Series) -> pydicom.Dataset:
+    """The header of the series' first slice. Raises ValueError where the series lacks what a structure set must refer to."""
+    header = read(series.slices[0].path)
+    missing = [name for name in ("StudyInstanceUID", "FrameOfReferenceUID") if not str(header.get(name, None) or "")]
+    missing += [] if series.uid else ["SeriesInstanceUID"]
+    uids = [one.uid for one in series.slices]
+    missing += [] if all(uids) else ["SOPInstanceUID"]
+    where = series.slices[0].path.parent
+    if missing:
+        raise ValueError(
+            f"{where}: the CT lacks {', '.join(missing)}, to which DICOM results must refer; export it with them, or write nifti"
+        )
+    if len(set(uids)) < len(uids):
+        raise ValueError(f"{where}: several slices have one SOPInstanceUID; export the CT again, or write nifti")
+    return header
+
+
+def write_rtstruct(
+    path: Path,
+    series: Series,
+    labels: np.ndarray,
+    organs: Mapping[int, str],
+    colours: Mapping[int, Sequence[int]],
+    about: About,
+) -> None:
+    """One region of interest for each label that occurs.
+
+    labels: (N, rows, columns) on the slices of the series. organs: label -> name. colours: label -> red, green, blue, 0 to 255.
+    Contours run along the pixels' edges at each slice's own position, see outlines.py. Raises ValueError where no label occurs,
+    for names that DICOM cannot hold or that are not unique, and as `require_references`; nothing is written then.
+    """
+    if labels.shape != (len(series.slices), *series.shape):
+        raise ValueError(
+            f"labels must be on the series' {len(series.slices)} slices of {series.shape}, got {labels.shape}"
+        )
+    header = require_references(series)
+    contours = {label: _contours(labels == label, series) for label in organs if (labels == label).any()}
+    if not contours:
+        raise ValueError(f"{series.slices[0].path.parent}: no organ was found, and a structure set cannot be empty")
+    require_names([organs[label] for label in contours])
+    dataset = _structure_set(header, series, about)
+    dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(header, series)]
+    dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
+    for number, (label, sequence) in enumerate(contours.items(), start=1):
+        dataset.StructureSetROISequence.append(
+            _dataset(
+                ROINumber=number,
+                ReferencedFrameOfReferenceUID=header.FrameOfReferenceUID,
+                ROIName=organs[label],
+                ROIGenerationAlgorithm="AUTOMATIC",
+                ROIGenerationDescription=about.algorithm[:LONGEST_NAME],
+            )
+        )
+        dataset.ROIContourSequence.append(
+            _dataset(ROIDisplayColor=list(colours[label]), ReferencedROINumber=number, ContourSequence=sequence)
+        )
+        dataset.RTROIObservationsSequence.append(
+            _dataset(
+                ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="ORGAN", ROIInterpreter=""
+            )
+        )
+    with written_whole(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a name of a region that DICOM cannot hold, and for one given twice."""
+    for name in names:
+        if not name.strip() or len(name) > LONGEST_NAME or "\\" in name or not name.isprintable():
+            raise ValueError(f"a region's name must have 1 to {LONGEST_NAME} characters and no backslash, got {name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "two regions cannot have one name: " + ", ".join(sorted(n for n in names if names.count(n) > 1))
+        )
+
+
+def _structure_set(header: pydicom.Dataset, series: Series, about: About) -> FileDataset:
+    now = datetime.now()
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, generate_uid(prefix=None)
+    # with explicit types a contour could not be longer than 65534 bytes
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    for keyword in COPIED:
+        setattr(dataset, keyword, header.get(keyword, None) or "")
+    dataset.Modality, dataset.SeriesInstanceUID, dataset.SeriesNumber = "RTSTRUCT", generate_uid(prefix=None), None
+    dataset.SeriesDescription, dataset.OperatorsName, dataset.InstanceNumber = about.label, "", 1
+    dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
+    dataset.PositionReferenceIndicator = header.get("PositionReferenceIndicator", None) or ""
+    dataset.Manufacturer, dataset.ManufacturerModelName, dataset.SoftwareVersions = (
+        "nnunet_oar",
+        "nnunet_oar",
+        __version__,
+    )
+    dataset.InstanceCreationDate = dataset.StructureSetDate = dataset.SeriesDate = now.strftime("%Y%m%d")
+    dataset.InstanceCreationTime = dataset.StructureSetTime = dataset.SeriesTime = now.strftime("%H%M%S")
+    dataset.StructureSetLabel = about.label[:16]
+    dataset.StructureSetDescription = about.description[:LONGEST_DESCRIPTION]
+    dataset.ApprovalStatus = "UNAPPROVED"
+    return dataset
+
+
+def _frame_of_reference(header: pydicom.Dataset, series: Series) -> Dataset:
+    images = [_reference(one.uid) for one in series.slices]
+    of_series = _dataset(SeriesInstanceUID=series.uid, ContourImageSequence=images)
+    study = _dataset(
+        # the class of studies, retired, which readers still expect
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
+        ReferencedSOPInstanceUID=header.StudyInstanceUID,
+        RTReferencedSeriesSequence=[of_series],
+    )
+    return _dataset(FrameOfReferenceUID=header.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+
+
+def _contours(mask: np.ndarray, series: Series) -> list[Dataset]:
+    found = []
+    for index in np.flatnonzero(mask.any(axis=(1, 2))):
+        for corners in outlines(mask[index]):
+            points = series.patient_mm(int(index), corners)
+            contour = _dataset(
+                ContourImageSequence=[_reference(series.slices[index].uid)],
+                ContourGeometricType="CLOSED_PLANAR",
+                NumberOfContourPoints=len(points),
+            )
+            text = [np.format_float_positional(value, precision=4, trim="-") for value in points.ravel()]
+            contour.add(DataElement("ContourData", "DS", text, already_converted=False))
+            found.append(contour)
+    return found
+
+
+def _reference(uid: str) -> Dataset:
+    return _dataset(ReferencedSOPClassUID=CT_IMAGE, ReferencedSOPInstanceUID=uid)
+
+
+def _dataset(**elements) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
