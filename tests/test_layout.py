@@ -45,7 +45,7 @@ def test_no_relative_imports():
         imported(path)
 
 
-@pytest.mark.parametrize("folder", ["networks", "losses", "data", "evaluation", "datasets"])
+@pytest.mark.parametrize("folder", ["networks", "losses", "data", "evaluation", "datasets", "dicom"])
 def test_the_library_does_not_need_the_host(folder):
     """nnU-Net renames things in minor releases: little may break."""
     for path in sources(f"nnunet_oar/{folder}"):

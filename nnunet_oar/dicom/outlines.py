@@ -23,7 +23,12 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
     The first point is not repeated at the end; the inside lies on the right-hand side of the way, with rows counted downwards.
     """
-    loops = _loops(np.asarray(mask, bool))
+    mask = np.asarray(mask, bool)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return []
+    first = np.array((rows[0], columns[0]))
+    loops = _loops(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     outer = [loop for loop in loops if _area(loop) > 0]
     # a channel leads to smaller columns, where it meets an outer loop or a hole that was joined before
     holes = sorted((_from_leftmost(loop) for loop in loops if _area(loop) < 0), key=lambda loop: loop[0][::-1])
@@ -36,7 +41,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
         loop, at = outer[index], outer[index].index(end)
         outer[index] = [*loop[: at + 1], *channel, *hole, hole[0], *reversed(channel), *loop[at:]]
         owner |= dict.fromkeys(hole, index)
-    return [_corners(loop) for loop in outer]
+    return [_corners(loop) + first for loop in outer]
 
 
 def filled(polygons: Iterable[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

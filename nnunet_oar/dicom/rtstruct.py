@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from nnunet_oar.dicom.files import CT_IMAGE, read
@@ -25,6 +26,7 @@ COPIED = (
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 MAY_BE_ABSENT = (*COPIED[:4], *COPIED[5:])
+CONTOUR_DATA = Tag("ContourData")
 LONGEST_NAME = 64  # LO
 LONGEST_DESCRIPTION = 1024  # ST
 
@@ -125,7 +127,7 @@ def _structure_set(header: pydicom.Dataset, series: Series, about: About) -> Fil
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     for keyword in COPIED:
         setattr(dataset, keyword, header.get(keyword, None) or "")
-    dataset.Modality, dataset.SeriesInstanceUID, dataset.SeriesNumber = "RTSTRUCT", generate_uid(prefix=None), None
+    dataset.Modality, dataset.SeriesInstanceUID, dataset.SeriesNumber = "RTSTRUCT", generate_uid(prefix=None), 1
     dataset.SeriesDescription, dataset.OperatorsName, dataset.InstanceNumber = about.label, "", 1
     dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = header.get("PositionReferenceIndicator", None) or ""
@@ -164,10 +166,15 @@ def _contours(mask: np.ndarray, series: Series) -> list[Dataset]:
                 ContourGeometricType="CLOSED_PLANAR",
                 NumberOfContourPoints=len(points),
             )
-            text = [np.format_float_positional(value, precision=4, trim="-") for value in points.ravel()]
-            contour.add(DataElement("ContourData", "DS", text, already_converted=False))
+            contour[CONTOUR_DATA] = _numbers(points.ravel())
             found.append(contour)
     return found
+
+
+def _numbers(values: np.ndarray) -> RawDataElement:
+    """As text already: pydicom would look at each of some 100 000 numbers three times."""
+    text = "\\".join(np.char.mod("%.8g", values.round(4) + 0.0).tolist()).encode()
+    return RawDataElement(CONTOUR_DATA, "DS", len(text) + len(text) % 2, text + b" " * (len(text) % 2), 0, True, True)
 
 
 def _reference(uid: str) -> Dataset:

@@ -157,13 +157,13 @@ def _checked(group: list[Header], uid: str, folder: Path, resample: bool) -> Ser
     shapes = [(int(header.dataset.Rows), int(header.dataset.Columns)) for header in group]
     spacings = [_numbers(header, "PixelSpacing", 2) for header in group]
     frames = [header.text("FrameOfReferenceUID") for header in group]
+    if not (spacings[0] > 0).all():
+        raise ValueError(f"{first.path}: PixelSpacing must be above 0, got {spacings[0].tolist()}")
     for header, shape, spacing, frame in zip(group, shapes, spacings, frames, strict=True):
         if shape != shapes[0] or np.abs(spacing - spacings[0]).max() > 1e-4 * spacings[0].min():
             raise ValueError(f"{where}: {header.path.name} and {first.path.name} differ in size or pixel spacing")
         if frame != frames[0]:
             raise ValueError(f"{where}: {header.path.name} and {first.path.name} differ in frame of reference")
-    if not (spacings[0] > 0).all():
-        raise ValueError(f"{first.path}: PixelSpacing must be above 0, got {spacings[0].tolist()}")
     normal = np.cross(right, down)
     slices = []
     for header in group:

@@ -52,7 +52,7 @@ def test_every_data_set_has_help(dataset, capsys):
         cli.main(["convert", dataset, "--help"])
     printed = capsys.readouterr().out
     assert stopped.value.code == 0 and f"usage: nnunet_oar convert {dataset}" in printed
-    assert ("--organs" in printed) == (dataset in ("visceral", "totalsegmentator"))
+    assert ("--organs" in printed) == (dataset in ("visceral", "totalsegmentator", "rtstruct"))
 
 
 def test_help_lists_the_data_sets(capsys):

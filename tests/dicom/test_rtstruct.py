@@ -1,5 +1,8 @@
 """Structure sets of analytic bodies, read by another reader (ct_series.read_back): place, volume, sides."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pydicom
 import pytest
@@ -120,6 +123,18 @@ def test_what_the_file_says(tmp_path):
     ]
     assert not [element for element in rs.iterall() if element.tag.is_private]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_a_validator_finds_no_fault(tmp_path):
+    geometry = Geometry((30, 30), depths=np.arange(6) * 3.0)
+    write_series(tmp_path / "ct", np.zeros((6, 30, 30)), geometry)
+    labels = np.zeros((6, 30, 30), np.uint8)
+    labels[2:4, 5:9, 5:9], labels[1:5, 15:25, 15:25], labels[1:3, 18:20, 18:20] = 1, 2, 0
+    colours = {1: (1, 2, 3), 2: (4, 5, 6)}
+    write_rtstruct(tmp_path / "rs.dcm", read_series(tmp_path / "ct"), labels, {1: "a", 2: "b"}, colours, ABOUT)
+    found = subprocess.run(["dciodvfy", tmp_path / "rs.dcm"], capture_output=True, text=True)
+    assert (found.stdout + found.stderr).split() == ["RTStructureSet"]
 
 
 @pytest.mark.parametrize(
