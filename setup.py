@@ -28,6 +28,7 @@ setup(
         "nibabel",
         "pydicom>=3",
         "connected-components-3d",
+        "surface-distance",
         "matplotlib",
         "tqdm",
         # nnU-Net's preprocessing imports distutils, which Python 3.12 has only through setuptools.
@@ -39,6 +40,7 @@ setup(
         "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "highdicom"],
         "dev": [
             "pytest", "hypothesis", "psutil", "ruff", "distributed", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "highdicom",
+            "monai",
         ],
     },
     entry_points={"console_scripts": ["nnunet_oar=nnunet_oar.cli:main"]},

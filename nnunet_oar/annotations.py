@@ -93,6 +93,12 @@ class Annotations:
         source = self.source(case)
         return np.array([source is None or organ in source.organs for organ in self.organs], dtype=bool)
 
+    def scored(self, case: str) -> np.ndarray:
+        """The same for scoring: a case of no source, such as a test case with the full truth, is scored on every organ."""
+        if not any(source.holds(case) for source in self.sources):
+            return np.ones(len(self.organs), dtype=bool)
+        return self.annotated(case)
+
     def labels(self, case: str) -> frozenset[int]:
         """The labels that the case annotates."""
         return frozenset(int(index) + 1 for index in np.flatnonzero(self.annotated(case)))

@@ -22,6 +22,11 @@ def test_organs_in_the_order_of_the_labels():
     assert organ_labels(dataset_json()) == {"brainstem": 1, "parotid": 2, "liver": 3}
 
 
+def test_cases_of_no_source_are_scored_on_everything():
+    annotations = Annotations.from_dataset_json(dataset_json())
+    assert annotations.scored("ABD_03").tolist() == [False, False, True] and annotations.scored("TEST_1").all()
+
+
 def test_masks_follow_the_source():
     annotations = Annotations.from_dataset_json(dataset_json())
     assert annotations.annotated("HAN_7").tolist() == [True, True, False]

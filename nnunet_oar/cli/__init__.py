@@ -9,7 +9,8 @@ import sys
 from nnunet_oar.version import __version__
 
 COMMANDS = (
-    "env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "predict", "info", "postprocessing",
+    "env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "predict", "info", "evaluate",
+    "postprocessing",
 )  # fmt: skip
 
 

@@ -38,8 +38,8 @@ def score_folder(
     Raises ValueError before anything is scored where a case lies in one folder only, and where the two files of a case
     are not on the same voxel grid: nothing is resampled.
     """
-    cases = _cases(predictions, file_ending)
-    true_cases = _cases(references, file_ending)
+    cases = cases_of(predictions, file_ending)
+    true_cases = cases_of(references, file_ending)
     for missing, folder in ((true_cases - cases, predictions), (cases - true_cases, references)):
         if missing:
             raise ValueError(f"{folder} lacks {len(missing)} of the cases to score: {', '.join(sorted(missing))}")
@@ -49,7 +49,7 @@ def score_folder(
     for case in sorted(cases):
         prediction = sitk.ReadImage(str(Path(predictions) / f"{case}{file_ending}"))
         reference = sitk.ReadImage(str(Path(references) / f"{case}{file_ending}"))
-        _require_same_grid(case, prediction, reference)
+        require_same_grid(case, prediction, reference)
         arrays = (sitk.GetArrayViewFromImage(image) for image in (prediction, reference))
         scores[case] = dice_per_organ(*arrays, labels)
     return scores
@@ -82,22 +82,21 @@ def format_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     return "\n".join(line.rstrip() for line in body)
 
 
-def _cases(folder: Path, file_ending: str) -> set[str]:
+def cases_of(folder: Path, file_ending: str) -> set[str]:
+    """Names of the files in a folder without their ending. Raises ValueError for what is no folder."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder")
     names = (path.name for path in Path(folder).iterdir())
     return {name[: -len(file_ending)] for name in names if name.endswith(file_ending)}
 
 
-def _require_same_grid(case: str, prediction: sitk.Image, reference: sitk.Image) -> None:
+def require_same_grid(
+    case: str, prediction: sitk.Image | sitk.ImageFileReader, reference: sitk.Image | sitk.ImageFileReader
+) -> None:
+    """Raise ValueError unless size, spacing, origin and direction are the same."""
     # The size first: images of two and three dimensions have spacings that cannot be compared.
-    for what, get in (
-        ("size", sitk.Image.GetSize),
-        ("spacing", sitk.Image.GetSpacing),
-        ("origin", sitk.Image.GetOrigin),
-        ("direction", sitk.Image.GetDirection),
-    ):
-        of_prediction, of_reference = get(prediction), get(reference)
+    for what in ("size", "spacing", "origin", "direction"):
+        of_prediction, of_reference = (getattr(of, f"Get{what.capitalize()}")() for of in (prediction, reference))
         if len(of_prediction) != len(of_reference) or not np.allclose(
             of_prediction, of_reference, rtol=0, atol=GRID_TOLERANCE
         ):
