@@ -17,12 +17,14 @@ setup(
     # trainers/ and planners/ lie beside the library so that they read like nnU-Net's own variants folders.
     package_dir={"nnunet_oar.trainers": "trainers", "nnunet_oar.planners": "planners"},
     packages=find_packages(include=["nnunet_oar", "nnunet_oar.*"]) + ["nnunet_oar.trainers", "nnunet_oar.planners"],
+    package_data={"nnunet_oar.evaluation": ["templates/*.html"]},
     install_requires=[
         # nnU-Net renames hooks in minor releases (build_network_architecture in 2.7, external trainers in 2.8).
         "nnunetv2>=2.8,<2.9",
         "torch",
         "numpy",
-        "scipy",
+        # surface-distance imports names that SciPy 2 drops
+        "scipy<2",
         "scikit-image",
         "SimpleITK",
         "nibabel",
@@ -31,6 +33,7 @@ setup(
         "surface-distance",
         "matplotlib",
         "tqdm",
+        "jinja2",
         # nnU-Net's preprocessing imports distutils, which Python 3.12 has only through setuptools.
         "setuptools<81",
     ],

@@ -9,7 +9,7 @@ import sys
 from nnunet_oar.version import __version__
 
 COMMANDS = (
-    "env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "predict", "info", "evaluate",
+    "env", "doctor", "phantom", "convert", "annotations", "plan", "prepare", "predict", "info", "evaluate", "report",
     "postprocessing",
 )  # fmt: skip
 

@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> None:
     organs = list(task.labels)
     scores = scored(task, args, "scoring")
     about = {
-        "predictions": str(args.i),
-        "references": str(args.ref),
+        "predictions": str(args.i.resolve()),
+        "references": str(args.ref.resolve()),
+        "file_ending": task.file_ending,
+        "labels": dict(task.labels),
         "tolerance_mm": {organ: tolerances.get(organ, DEFAULT_TOLERANCE_MM) for organ in organs},
     }
     result = as_json(scores, organs, about)
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if args.against is not None:
         other = scored(Task.of(args.against, args.ref, file, tolerances), args, "scoring the others")
         result["against"] = {"predictions": str(args.against), "difference": comparison_as_json(other, scores, organs)}
-        print(f"\n{format_comparison(other, scores, organs, (str(args.against), str(args.i)))}")
+        print(f"\n{format_comparison(other, scores, organs, short_names(args.against, args.i))}")
     args.o.mkdir(parents=True, exist_ok=True)
     write_summary(task, args.o / "summary.json", args.np)
     write_csv(scores, args.o / "scores.csv")
@@ -77,6 +79,11 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"\nscores of {len(scores)} cases in {args.o}: scores.json, scores.csv, and summary.json as nnU-Net writes it"
     )
+
+
+def short_names(*folders: Path) -> tuple[str, ...]:
+    names = tuple(folder.resolve().name for folder in folders)
+    return names if len(set(names)) == len(names) else tuple(map(str, folders))
 
 
 def scored(task, args: argparse.Namespace, text: str) -> dict:

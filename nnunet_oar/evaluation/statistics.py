@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -33,8 +33,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """second minus first over the `n` cases in which both are defined; p: Wilcoxon's signed-rank test, two-sided; corrected: Holm's
-    correction over the organs. None where the test has nothing to say (fewer than two cases, or all equal)."""
+    """second minus first over the `n` cases in which both are defined. p: of Wilcoxon's signed-rank test, two-sided; corrected: for
+    the number of organs, by Benjamini and Hochberg's false discovery rate. None where the test has nothing to say (fewer than two
+    cases, or all equal)."""
 
     n: int
     mean: float
@@ -98,12 +99,10 @@ def compared(first: Scores, second: Scores, organs: Sequence[str], metric: str) 
             testable = len(differences) > 1 and differences.any()
             p = float(stats.wilcoxon(differences).pvalue) if testable else None
             found[organ] = Difference(len(differences), float(differences.mean()), p)
-    tested = sorted((organ for organ in found if found[organ].p is not None), key=lambda organ: found[organ].p)
-    largest = 0.0
-    for rank, organ in enumerate(tested):
-        of = found[organ]
-        largest = max(largest, min(1.0, of.p * (len(tested) - rank)))
-        found[organ] = Difference(of.n, of.mean, of.p, largest)
+    tested = [organ for organ in found if found[organ].p is not None]
+    corrected = stats.false_discovery_control([found[organ].p for organ in tested]) if tested else ()
+    for organ, p in zip(tested, corrected, strict=True):
+        found[organ] = replace(found[organ], corrected=float(p))
     return found
 
 

@@ -81,7 +81,7 @@ def format_comparison(first: Scores, second: Scores, organs: Sequence[str], name
     for metric in PRINTED:
         of_metric, found = METRICS[metric], compared(first, second, organs, metric)
         rows = [["organ", "difference", "p", "corrected", "", "cases"]]
-        rows += [[organ, *_difference_cells(of, of_metric.decimals, bool(of_metric.up))] for organ, of in found.items()]
+        rows += [[organ, *difference_cells(of, of_metric.decimals, bool(of_metric.up))] for organ, of in found.items()]
         parts.append(
             f"{of_metric.title}, {names[1]} minus {names[0]} on the cases where both have one\n{aligned(rows)}"
         )
@@ -115,6 +115,7 @@ def _cells(of: Spread | None, decimals: int) -> list[str]:
     return [*cells, "-" if of.low is None else f"{of.low:.{decimals}f} to {of.high:.{decimals}f}"]
 
 
-def _difference_cells(of: Difference, decimals: int, up: bool) -> list[str]:
+def difference_cells(of: Difference, decimals: int, up: bool) -> list[str]:
+    """Difference, p, corrected p, verdict, number of cases. up: whether more is better."""
     p = ["-" if value is None else f"{value:.3f}" for value in (of.p, of.corrected)]
     return [f"{of.mean:+.{decimals}f}", *p, verdict(of, up), str(of.n)]

@@ -78,9 +78,9 @@ def test_paired_differences():
     assert found["better"].p == pytest.approx(expected["better"]) and found["noise"].p == pytest.approx(
         expected["noise"]
     )
-    # Holm: two organs are tested
-    assert found["better"].corrected == pytest.approx(2 * expected["better"])
-    assert found["noise"].corrected == pytest.approx(max(expected["noise"], 2 * expected["better"]))
+    # Benjamini and Hochberg: two organs are tested
+    assert found["noise"].corrected == pytest.approx(expected["noise"])
+    assert found["better"].corrected == pytest.approx(min(2 * expected["better"], expected["noise"]))
     assert found["same"].p is None and found["short"] == Difference(1, pytest.approx(0.1), None)
     assert [verdict(found[name], True) for name in ("better", "same", "short")] == ["better", "-", "-"]
     assert verdict(found["better"], False) == "worse"
