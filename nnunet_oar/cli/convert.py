@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_folders("nnUNet_raw")
     folder = new_folder(args.d, args.name)
-    with _terminated_as_interrupted(), collected(args) as collection:
+    with _terminated_as_interrupted(), collected(args, folder.parent) as collection:
         overlap = write_raw(folder, collection, args.name, disable_progress_bar=args.disable_progress_bar)
     for remark in collection.remarks:
         print(remark)
@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"next: nnunet_oar prepare -d {args.d}")
 
 
-def collected(args: argparse.Namespace) -> AbstractContextManager[Collection]:
+def collected(args: argparse.Namespace, work: Path) -> AbstractContextManager[Collection]:
     if args.format == "rtstruct":
         return args.module.gathered(
-            args.source, args.organs, args.names, disable_progress_bar=args.disable_progress_bar
+            args.source, work, args.organs, args.names, disable_progress_bar=args.disable_progress_bar
         )
     return nullcontext(args.module.find(args.source, *([args.organs] if args.format in MASKS else [])))
 

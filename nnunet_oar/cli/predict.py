@@ -8,8 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_oar.environment import require_folders
+
+if TYPE_CHECKING:
+    from nnunet_oar.inference.cases import Case
 
 FORMATS = ("nifti", "rtstruct", "dicomseg")
 HELP = "contour the organs of CTs with a trained model: as nnUNetv2_predict, but in seconds on a CPU, with a report per case"
@@ -94,12 +98,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
+    import warnings
+
     from tqdm import tqdm
 
     from nnunet_oar.dicom.segmentation import require_highdicom
     from nnunet_oar.inference.batch import Settings, predict_cases, predict_on_cluster
     from nnunet_oar.inference.cases import DicomCase, Outputs, find_cases, write_statistics
 
+    # about values in headers that break the standard, of which clinics are full
+    warnings.filterwarnings("ignore", category=UserWarning, module="pydicom|highdicom")
     folder = model_folder(args)
     settings = Settings(
         str(folder.resolve()),
@@ -122,6 +130,8 @@ def predict(args: argparse.Namespace) -> int:
             "--save_probabilities needs images in files of their own, as nnU-Net's; convert the DICOM series"
         )
     names = region_names(args.roi_names, predictor.plan.organs)
+    for other in passed_over(args.i, found):
+        print(f"passed over, as no image lies in it: {other}", file=sys.stderr)
     outputs = Outputs(args.save_probabilities, args.preview, args.format or "nifti", names)
     args.o.mkdir(parents=True, exist_ok=True)
     todo = [case for case in cases if not (args.continue_prediction and case.done(args.o, outputs.probabilities))]
@@ -138,6 +148,8 @@ def predict(args: argparse.Namespace) -> int:
         if outcome.error is not None:
             failed += 1
             tqdm.write(f"nnunet_oar predict: {outcome.error}", file=sys.stderr)
+            if outcome.case.output(args.o).exists():
+                tqdm.write(f"{outcome.case.output(args.o)} is of an earlier run", file=sys.stderr)
         elif not args.quiet:
             tqdm.write(f"{outcome.case.name}: {outcome.case.output(args.o)}, {outcome.seconds:.1f} s")
     if args.statistics:
@@ -146,6 +158,16 @@ def predict(args: argparse.Namespace) -> int:
     if failed:
         raise ValueError(f"{failed} of {len(todo)} cases were not predicted, see above")
     return 0
+
+
+def passed_over(source: Path, cases: Sequence[Case]) -> list[Path]:
+    """Sub-folders of a folder of patients that are none of the cases."""
+    used = {case.files[0] for case in cases}
+    if not source.is_dir() or not all(folder.parent == source and folder.is_dir() for folder in used):
+        return []
+    return sorted(
+        path for path in source.iterdir() if path.is_dir() and path not in used and not path.name.startswith(".")
+    )
 
 
 def region_names(file: Path | None, organs: Sequence[str]) -> dict[str, str]:
@@ -157,7 +179,7 @@ def region_names(file: Path | None, organs: Sequence[str]) -> dict[str, str]:
         try:
             names = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"--roi-names: {file} cannot be read as JSON: {error}") from error
+            raise ValueError(f"--roi-names: {file} cannot be read: {error}") from error
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise ValueError(f'--roi-names: {file} must hold {{"ORGAN": "NAME", ...}}')
         unknown = sorted(set(names) - set(organs))

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+# other signs mean something: TG-263 marks parts of organs with ~, margins with + and -, structures that are no organs with
+# a leading _, and people doubt with ?
+_PLAIN = re.compile(r"[^\W_]([\w .,()/-]*[\w.)])?")
 LEFT = {"l", "lt", "left", "li", "links", "sin", "sinister", "gauche"}
 RIGHT = {"r", "rt", "right", "re", "rechts", "dex", "dexter", "droite", "droit"}
 # TG-263's name without its side -> other names in use; case, separators and order of the side do not matter
@@ -15,8 +18,8 @@ SINGLE = {
     "Brainstem": ("brain stem", "bs", "hirnstamm"),
     "OpticChiasm": ("chiasm", "chiasma", "optic chiasm", "chiasma opticum"),
     "Pituitary": ("pituitary gland", "hypophysis"),
-    "SpinalCord": ("spinal cord", "cord", "myelon", "medulla", "medulla spinalis", "rueckenmark"),
-    "SpinalCanal": ("spinal canal", "canal", "spinalkanal"),
+    "SpinalCord": ("spinal cord", "cord", "myelon", "medulla spinalis", "rueckenmark"),
+    "SpinalCanal": ("spinal canal", "spinalkanal"),
     "Bone_Mandible": ("mandible", "mandibula", "unterkiefer"),
     "Cavity_Oral": ("oral cavity", "cavum oris", "mundhoehle"),
     "Larynx": ("kehlkopf",),
@@ -69,11 +72,14 @@ def read_aliases(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
     ):
         raise ValueError(f'{path} must hold {{"ORGAN": ["OTHER NAME", ...], ...}}')
+    bad = [organ for organ in found if organ.strip() in ("", "background", "ignore") or not organ.isprintable()]
+    if bad:
+        raise ValueError(f"{path}: {bad[0]!r} cannot be the name of an organ")
     return {organ: tuple(names) for organ, names in found.items()}
 
 
@@ -96,10 +102,12 @@ class Names:
                 if theirs.setdefault(key(name), organ) != organ:
                     raise ValueError(f"{name!r} cannot name both {theirs[key(name)]} and {organ}")
         self._organs |= theirs
+        self._exact = {name for organ, names in (more or {}).items() for name in (organ, *names)}
 
     def organ(self, name: str) -> str | None:
         """TG-263's name, or the user's; None for a name that nobody knows."""
-        return self._organs.get(key(name))
+        plain = _PLAIN.fullmatch(name.strip())
+        return self._organs.get(key(name)) if plain or name in self._exact else None
 
     def ordered(self, organs: Iterable[str]) -> list[str]:
         """In the order of the tables."""

@@ -29,19 +29,38 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
         return []
     first = np.array((rows[0], columns[0]))
     loops = _loops(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    outer = [loop for loop in loops if _area(loop) > 0]
-    # a channel leads to smaller columns, where it meets an outer loop or a hole that was joined before
+    # a channel leads to smaller columns, where it meets an outer loop or a hole of smaller columns
     holes = sorted((_from_leftmost(loop) for loop in loops if _area(loop) < 0), key=lambda loop: loop[0][::-1])
+    outer = [loop for loop in loops if _area(loop) > 0]
+    walks = [*outer, *holes]
     owner = {point: index for index, loop in enumerate(outer) for point in loop} if holes else {}
-    for hole in holes:
+    channels: dict[tuple[int, Point], list[int]] = {}
+    for index, hole in enumerate(holes, start=len(outer)):
         row, column = hole[0]
         end = next((row, c) for c in range(column - 1, -1, -1) if (row, c) in owner)
-        index = owner[end]
-        channel = [(row, c) for c in range(end[1] + 1, column)]
-        loop, at = outer[index], outer[index].index(end)
-        outer[index] = [*loop[: at + 1], *channel, *hole, hole[0], *reversed(channel), *loop[at:]]
+        channels.setdefault((owner[end], end), []).append(index)
         owner |= dict.fromkeys(hole, index)
-    return [_corners(loop) + first for loop in outer]
+    return [_corners(_joined(walks, index, channels)) + first for index in range(len(outer))]
+
+
+def _joined(walks: list[list[Point]], index: int, channels: dict[tuple[int, Point], list[int]]) -> list[Point]:
+    """The way along a loop, into each channel that begins on it, around the hole at its end, and back."""
+    way: list[Point] = []
+    # (loop, its points still to come, what follows when it is done)
+    stack = [(index, iter(walks[index]), [])]
+    while stack:
+        loop, points, after = stack[-1]
+        point = next(points, None)
+        if point is None:
+            way += after
+            stack.pop()
+            continue
+        way.append(point)
+        for hole in channels.pop((loop, point), ()):
+            row, column = walks[hole][0]
+            channel = [(row, c) for c in range(point[1] + 1, column)]
+            stack.append((hole, iter([*channel, *walks[hole]]), [walks[hole][0], *reversed(channel), point]))
+    return way
 
 
 def filled(polygons: Iterable[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

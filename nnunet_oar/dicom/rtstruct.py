@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom import config
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.valuerep import validate_value
+from scipy import ndimage
 
 from nnunet_oar.dicom.files import CT_IMAGE, read
 from nnunet_oar.dicom.outlines import outlines
@@ -25,8 +30,8 @@ COPIED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-MAY_BE_ABSENT = (*COPIED[:4], *COPIED[5:])
 CONTOUR_DATA = Tag("ContourData")
+CHARACTERS = "ISO_IR 192"
 LONGEST_NAME = 64  # LO
 LONGEST_DESCRIPTION = 1024  # ST
 
@@ -42,7 +47,7 @@ class About:
 
 def require_references(series: Series) -> pydicom.Dataset:
     """The header of the series' first slice. Raises ValueError where the series lacks what a structure set must refer to."""
-    header = read(series.slices[0].path)
+    header = read(series.slices[0].path, pixels=False)
     missing = [name for name in ("StudyInstanceUID", "FrameOfReferenceUID") if not str(header.get(name, None) or "")]
     missing += [] if series.uid else ["SeriesInstanceUID"]
     uids = [one.uid for one in series.slices]
@@ -76,10 +81,12 @@ def write_rtstruct(
             f"labels must be on the series' {len(series.slices)} slices of {series.shape}, got {labels.shape}"
         )
     header = require_references(series)
-    contours = {label: _contours(labels == label, series) for label in organs if (labels == label).any()}
-    if not contours:
+    boxes = ndimage.find_objects(labels, max(organs))
+    present = [label for label in organs if boxes[label - 1] is not None]
+    if not present:
         raise ValueError(f"{series.slices[0].path.parent}: no organ was found, and a structure set cannot be empty")
-    require_names([organs[label] for label in contours])
+    require_names([organs[label] for label in present])
+    contours = {label: _contours(labels, label, boxes[label - 1], series) for label in present}
     dataset = _structure_set(header, series, about)
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(header, series)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
@@ -105,11 +112,24 @@ def write_rtstruct(
         dataset.save_as(temporary, enforce_file_format=True)
 
 
+def valid_value(header: pydicom.Dataset, keyword: str) -> Any:
+    """Of an element that may be empty: nothing where it breaks the standard, as a date "anonymized" does, which would make the
+    file unreadable to some."""
+    value = header.get(keyword, None)
+    try:
+        validate_value(
+            dictionary_VR(keyword), value if isinstance(value, str) or not value else str(value), config.RAISE
+        )
+    except ValueError:
+        return ""
+    return value or ""
+
+
 def require_names(names: Sequence[str]) -> None:
     """Raise ValueError for a name of a region that DICOM cannot hold, and for one given twice."""
     for name in names:
-        if not name.strip() or len(name) > LONGEST_NAME or "\\" in name or not name.isprintable():
-            raise ValueError(f"a region's name must have 1 to {LONGEST_NAME} characters and no backslash, got {name!r}")
+        if not name.strip() or len(name.encode()) > LONGEST_NAME or "\\" in name or not name.isprintable():
+            raise ValueError(f"a region's name must have 1 to {LONGEST_NAME} bytes and no backslash, got {name!r}")
     if len(set(names)) < len(names):
         raise ValueError(
             "two regions cannot have one name: " + ", ".join(sorted(n for n in names if names.count(n) > 1))
@@ -123,10 +143,10 @@ def _structure_set(header: pydicom.Dataset, series: Series, about: About) -> Fil
     # with explicit types a contour could not be longer than 65534 bytes
     meta.TransferSyntaxUID = ImplicitVRLittleEndian
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SpecificCharacterSet = CHARACTERS
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     for keyword in COPIED:
-        setattr(dataset, keyword, header.get(keyword, None) or "")
+        setattr(dataset, keyword, valid_value(header, keyword))
     dataset.Modality, dataset.SeriesInstanceUID, dataset.SeriesNumber = "RTSTRUCT", generate_uid(prefix=None), 1
     dataset.SeriesDescription, dataset.OperatorsName, dataset.InstanceNumber = about.label, "", 1
     dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
@@ -156,23 +176,25 @@ def _frame_of_reference(header: pydicom.Dataset, series: Series) -> Dataset:
     return _dataset(FrameOfReferenceUID=header.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
 
-def _contours(mask: np.ndarray, series: Series) -> list[Dataset]:
+def _contours(labels: np.ndarray, label: int, box: tuple[slice, slice, slice], series: Series) -> list[Dataset]:
     found = []
-    for index in np.flatnonzero(mask.any(axis=(1, 2))):
-        for corners in outlines(mask[index]):
-            points = series.patient_mm(int(index), corners)
+    first = np.array((box[1].start, box[2].start))
+    for index in range(box[0].start, box[0].stop):
+        for corners in outlines(labels[index][box[1:]] == label):
+            points = series.patient_mm(index, corners + first)
             contour = _dataset(
                 ContourImageSequence=[_reference(series.slices[index].uid)],
                 ContourGeometricType="CLOSED_PLANAR",
                 NumberOfContourPoints=len(points),
             )
             contour[CONTOUR_DATA] = _numbers(points.ravel())
+            # as the file's: else pydicom would make an object of each number before writing it
+            contour.set_original_encoding(True, True, CHARACTERS)
             found.append(contour)
     return found
 
 
 def _numbers(values: np.ndarray) -> RawDataElement:
-    """As text already: pydicom would look at each of some 100 000 numbers three times."""
     text = "\\".join(np.char.mod("%.8g", values.round(4) + 0.0).tolist()).encode()
     return RawDataElement(CONTOUR_DATA, "DS", len(text) + len(text) % 2, text + b" " * (len(text) % 2), 0, True, True)
 

@@ -20,9 +20,21 @@ UNEVEN = 0.1
 SHIFTED = 0.25
 # of the distance between slices: nearer ones are two of one place
 TWICE = 0.02
+# a gap that is so much wider than the median of as many on each side of it has lost slices
+WIDER, AROUND = 1.5, 3
+# degrees; gantries lean by up to 30
+STEEPEST = 45.0
+LARGEST_HU = 1e6
 REQUIRED = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "RescaleIntercept", "RescaleSlope",
 )  # fmt: skip
+# what all slices must have in common: (element, how many numbers; 0: text), what it is, tolerance
+AGREEING = (
+    ((("PatientID", 0), ("StudyInstanceUID", 0)), "patient or study", 0),
+    ((("FrameOfReferenceUID", 0),), "frame of reference", 0),
+    ((("ImageOrientationPatient", 6),), "orientation", ANGLE),
+    ((("Rows", 1), ("Columns", 1), ("PixelSpacing", 2)), "size or pixel spacing", 1e-4),
+)
 
 
 @dataclass(frozen=True)
@@ -117,77 +129,54 @@ def series_of(found: Sequence[Header], folder: Path, uid: str | None = None, res
     """`read_series` of headers that were read already."""
     ct = [header for header in found if header.is_ct]
     if not ct:
-        there = _counted(header.text("Modality") or "no modality" for header in found)
+        there = _counted(header.kind for header in found)
         raise ValueError(f"{folder} holds no CT series; found {there or 'no DICOM file'}")
     groups: dict[str, list[Header]] = {}
     for header in ct:
         groups.setdefault(header.text("SeriesInstanceUID"), []).append(header)
-    if uid is not None:
-        if uid not in groups:
-            raise ValueError(f"{folder} has no CT series {uid}; it has {_listed(groups)}")
-        return _checked(groups[uid], uid, folder, resample)
-    # a scout has a series of its own beside the slices
-    volumes = {name: group for name, group in groups.items() if not all(header.is_localiser for header in group)}
-    if not volumes:
-        raise ValueError(f"{folder} holds localiser images only, no CT volume")
-    if len(volumes) > 1:
-        raise ValueError(f"{folder} holds {len(volumes)} CT series, choose one with --series: {_listed(volumes)}")
-    name, group = next(iter(volumes.items()))
-    return _checked(group, name, folder, resample)
+    if uid is None:
+        # a scout has a series of its own beside the slices
+        volumes = [name for name, group in groups.items() if not all(header.is_localiser for header in group)]
+        if not volumes:
+            raise ValueError(f"{folder} holds localiser images only, no CT volume")
+        if len(volumes) > 1:
+            listed = _listed({name: groups[name] for name in volumes})
+            raise ValueError(f"{folder} holds {len(volumes)} CT series; predict --series UID chooses one: {listed}")
+        uid = volumes[0]
+    elif uid not in groups:
+        raise ValueError(f"{folder} has no CT series {uid}; it has {_listed(groups)}")
+    for header in found:
+        if uid and header.text("SeriesInstanceUID") == uid and not header.is_ct:
+            raise ValueError(f"{header.path} is of the CT series and no CT image, but {header.kind}; a damaged slice?")
+    return _checked(groups[uid], uid, folder, resample)
 
 
 def _checked(group: list[Header], uid: str, folder: Path, resample: bool) -> Series:
     where = f"{folder}, series {uid or 'without UID'}"
     for header in group:
         _check_image(header, len(group))
+    _check_agreement(group, where)
     first = group[0]
-    cosines = [_numbers(header, "ImageOrientationPatient", 6) for header in group]
-    for header, orientation in zip(group, cosines, strict=True):
-        right, down = orientation[:3], orientation[3:]
-        lengths = np.linalg.norm([right, down], axis=1)
-        if np.abs(lengths - 1).max() > ANGLE or abs(right @ down) > ANGLE:
-            raise ValueError(
-                f"{header.path}: ImageOrientationPatient {orientation.tolist()} is no pair of unit vectors"
-            )
-        if np.abs(orientation - cosines[0]).max() > ANGLE:
-            raise ValueError(f"{where}: {header.path.name} and {first.path.name} differ in orientation")
-    right = cosines[0][:3] / np.linalg.norm(cosines[0][:3])
-    down = cosines[0][3:] - (cosines[0][3:] @ right) * right
+    orientation = first.numbers("ImageOrientationPatient", 6)
+    right = orientation[:3] / np.linalg.norm(orientation[:3])
+    down = orientation[3:] - (orientation[3:] @ right) * right
     down /= np.linalg.norm(down)
-    shapes = [(int(header.dataset.Rows), int(header.dataset.Columns)) for header in group]
-    spacings = [_numbers(header, "PixelSpacing", 2) for header in group]
-    frames = [header.text("FrameOfReferenceUID") for header in group]
-    if not (spacings[0] > 0).all():
-        raise ValueError(f"{first.path}: PixelSpacing must be above 0, got {spacings[0].tolist()}")
-    for header, shape, spacing, frame in zip(group, shapes, spacings, frames, strict=True):
-        if shape != shapes[0] or np.abs(spacing - spacings[0]).max() > 1e-4 * spacings[0].min():
-            raise ValueError(f"{where}: {header.path.name} and {first.path.name} differ in size or pixel spacing")
-        if frame != frames[0]:
-            raise ValueError(f"{where}: {header.path.name} and {first.path.name} differ in frame of reference")
     normal = np.cross(right, down)
     slices = []
     for header in group:
-        origin = _numbers(header, "ImagePositionPatient", 3)
+        origin = header.numbers("ImagePositionPatient", 3)
+        slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
         slices.append(
-            Slice(
-                header.path,
-                header.text("SOPInstanceUID"),
-                origin,
-                float(origin @ normal),
-                float(_numbers(header, "RescaleIntercept", 1)[0]),
-                float(_numbers(header, "RescaleSlope", 1)[0]),
-            )
+            Slice(header.path, header.text("SOPInstanceUID"), origin, float(origin @ normal), intercept, slope)
         )
-    order = sorted(range(len(group)), key=lambda index: slices[index].distance_mm)
-    thickness = first.dataset.get("SliceThickness", None)
     series = Series(
         uid,
-        tuple(slices[index] for index in order),
-        shapes[0],
-        tuple(spacings[0].tolist()),
+        tuple(sorted(slices, key=lambda one: one.distance_mm)),
+        (int(first.number("Rows")), int(first.number("Columns"))),
+        tuple(first.numbers("PixelSpacing", 2).tolist()),
         right,
         down,
-        float(thickness) if thickness and math.isfinite(thickness) and thickness > 0 else 0.0,
+        max(0.0, first.number("SliceThickness", 0.0)),
     )
     _check_stack(series, where, resample)
     return series
@@ -195,20 +184,47 @@ def _checked(group: list[Header], uid: str, folder: Path, resample: bool) -> Ser
 
 def _check_image(header: Header, images: int) -> None:
     path = header.path
-    if header.text("SOPClassUID") == ENHANCED_CT_IMAGE or int(header.dataset.get("NumberOfFrames", None) or 1) > 1:
+    if header.text("SOPClassUID") == ENHANCED_CT_IMAGE or header.number("NumberOfFrames", 1) > 1:
         raise ValueError(f"{path} holds many frames (enhanced CT), which is not read; export one file per slice")
     if header.is_localiser:
         raise ValueError(f"{path} is a localiser image under the same series UID as {images - 1} others; remove it")
-    if (
-        header.text("PhotometricInterpretation") not in ("", "MONOCHROME2")
-        or header.dataset.get("SamplesPerPixel", 1) != 1
-    ):
+    if header.text("PhotometricInterpretation") not in ("", "MONOCHROME2") or header.number("SamplesPerPixel", 1) != 1:
         raise ValueError(
             f"{path} is no CT slice: its pixels are {header.text('PhotometricInterpretation') or 'in colour'}"
         )
     missing = [keyword for keyword in REQUIRED if header.dataset.get(keyword, None) in (None, "")]
     if missing:
         raise ValueError(f"{path} lacks {missing[0]}, without which place or HU of its pixels are not known")
+    stored = header.number("BitsStored", 16)
+    if header.number("HighBit", stored - 1) != stored - 1:
+        raise ValueError(
+            f"{path}: HighBit must be BitsStored - 1, got {header.text('HighBit')} and {header.text('BitsStored')}"
+        )
+    slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
+    if not 0 < slope <= LARGEST_HU or abs(intercept) > LARGEST_HU:
+        raise ValueError(f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} make no HU")
+    right, down = np.split(header.numbers("ImageOrientationPatient", 6), 2)
+    if np.abs(np.linalg.norm([right, down], axis=1) - 1).max() > ANGLE or abs(right @ down) > ANGLE:
+        raise ValueError(f"{path}: ImageOrientationPatient {[*right, *down]} is no pair of unit vectors")
+    if not (header.numbers("PixelSpacing", 2) > 0).all():
+        raise ValueError(f"{path}: PixelSpacing must be above 0, got {header.text('PixelSpacing')}")
+    if not (header.number("Rows") > 0 and header.number("Columns") > 0):
+        raise ValueError(f"{path}: it has {header.text('Rows')} rows and {header.text('Columns')} columns")
+
+
+def _check_agreement(group: list[Header], where: str) -> None:
+    """Raise ValueError where the slices are not of one patient, one place and one grid."""
+    first = group[0]
+    for header in group[1:]:
+        for keywords, what, tolerance in AGREEING:
+            for keyword, count in keywords:
+                if count:
+                    ours, theirs = (of.numbers(keyword, count) for of in (header, first))
+                    same = np.abs(ours - theirs).max() <= tolerance
+                else:
+                    same = header.text(keyword) == first.text(keyword)
+                if not same:
+                    raise ValueError(f"{where}: {header.path.name} and {first.path.name} differ in {what}")
 
 
 def _check_stack(series: Series, where: str, resample: bool) -> None:
@@ -218,49 +234,49 @@ def _check_stack(series: Series, where: str, resample: bool) -> None:
             raise ValueError(f"{where}: one slice without SliceThickness; how thick it is cannot be known")
         return
     gaps = np.diff(series.distances_mm)
-    usual = float(np.median(gaps))
-    for index in np.flatnonzero(gaps <= max(TWICE * usual, 1e-3)):
+    for index in np.flatnonzero(gaps <= max(TWICE * float(np.median(gaps)), 1e-3)):
         pair = f"{slices[index].path.name} and {slices[index + 1].path.name}"
         raise ValueError(f"{where}: {pair} lie at the same place; keep one of them")
-    missing = _missing(gaps, usual)
+    missing = _missing(gaps)
     if missing:
         at = ", ".join(
             f"{series.distances_mm[index]:.1f} and {series.distances_mm[index + 1]:.1f} mm" for index in missing
         )
-        raise ValueError(f"{where}: slices are missing between {at} (usual distance {usual:.2f} mm)")
+        raise ValueError(f"{where}: slices are missing between {at} (usual distance {np.median(gaps):.2f} mm)")
+    tilt = _tilt(series)
+    if tilt is None:
+        raise ValueError(
+            f"{where}: slices are shifted in their planes against each other, and not evenly as by a tilted gantry"
+        )
     if resample:
         return
     if series.is_tilted:
-        degrees = math.degrees(math.atan2(np.linalg.norm(_drift(series)), abs(gaps.sum())))
         raise ValueError(
-            f"{where}: slices are shifted against each other by a tilt of {degrees:.1f} degrees; --resample accepts that"
+            f"{where}: slices are shifted against each other by a tilt of {tilt:.1f} degrees; predict --resample accepts that"
         )
     if not series.is_even:
         raise ValueError(
-            f"{where}: slices lie {gaps.min():.2f} to {gaps.max():.2f} mm from each other; --resample accepts that"
+            f"{where}: slices lie {gaps.min():.2f} to {gaps.max():.2f} mm from each other; predict --resample accepts that"
         )
 
 
-def _missing(gaps: np.ndarray, usual: float) -> list[int]:
-    """Gaps of whole multiples of the usual distance, where these are rare: many are a change of spacing."""
-    multiples = gaps / usual
-    wide = np.flatnonzero((multiples > 1.5) & (np.abs(multiples - np.round(multiples)) < UNEVEN * multiples))
-    return [int(index) for index in wide] if 0 < len(wide) <= max(1, len(gaps) // 10) else []
+def _missing(gaps: np.ndarray) -> list[int]:
+    """Gaps that are much wider than those around them. Where the distance changes for good, half of these are as wide."""
+    found = []
+    for index, gap in enumerate(gaps):
+        around = np.concatenate((gaps[max(0, index - AROUND) : index], gaps[index + 1 : index + 1 + AROUND]))
+        if len(around) and gap > WIDER * np.median(around):
+            found.append(index)
+    return found
 
 
-def _drift(series: Series) -> np.ndarray:
-    moved = series.origins_mm[-1] - series.origins_mm[0]
-    return moved - (moved @ series.normal) * series.normal
-
-
-def _numbers(header: Header, keyword: str, count: int) -> np.ndarray:
-    try:
-        values = np.atleast_1d(np.array(header.dataset[keyword].value, dtype=np.float64))
-    except (TypeError, ValueError, KeyError):
-        values = np.zeros(0)
-    if values.shape != (count,) or not np.isfinite(values).all():
-        raise ValueError(f"{header.path}: {keyword} must be {count} numbers")
-    return values
+def _tilt(series: Series) -> float | None:
+    """Degrees by which the stack leans; None where it does not lean evenly, or by more than any gantry."""
+    depths = series.distances_mm - series.distances_mm[0]
+    slope = series.shifts_vox[-1] / depths[-1]
+    degrees = math.degrees(math.atan(np.linalg.norm(slope * series.spacing_mm)))
+    even = np.abs(series.shifts_vox - depths[:, None] * slope).max() <= 2 * SHIFTED
+    return degrees if even and degrees <= STEEPEST else None
 
 
 def _listed(groups: dict[str, list[Header]]) -> str:

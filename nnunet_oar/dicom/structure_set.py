@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 
 from nnunet_oar.dicom.files import read
 from nnunet_oar.dicom.outlines import filled
@@ -15,9 +15,10 @@ from nnunet_oar.dicom.series import Series
 
 # of the distance between slices, that a contour may be off the plane of its slice: writers round, or give the table's position
 OFF_PLANE = 0.25
-# An organ of several parts leaves a gap or two. More gaps than that, and more than this share of the slices that it spans, mean
-# that only every second or third slice was drawn.
-GAPS, WITHOUT = 2, 0.2
+# An organ of several parts leaves a gap or two. More gaps than that, or slices drawn one by one, mean that only every second or
+# third slice was drawn where more than the first share of the slices that it spans is without a contour; more than the second share
+# is taken for that in any case.
+GAPS, WITHOUT, MOST_WITHOUT = 2, 0.2, 0.5
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Contour:
 
 @dataclass(frozen=True)
 class Roi:
+    """frame: UID of the frame of reference that it was drawn in; empty where not said."""
+
     number: int
+    frame: str
     name: str
     contours: tuple[Contour, ...]
 
 
 @dataclass(frozen=True)
 class StructureSet:
-    """frames, series: UIDs that it refers to."""
+    """series: UIDs that it refers to."""
 
     path: Path
-    frames: frozenset[str]
     series: frozenset[str]
     rois: tuple[Roi, ...]
 
@@ -59,24 +62,34 @@ def read_structure_set(path: Path) -> StructureSet:
     """Raises ValueError, naming the file, where it cannot be read."""
     dataset = read(path)
     try:
-        names = {int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in dataset.get("StructureSetROISequence", [])}
+        regions = list(dataset.get("StructureSetROISequence", None) or ())
+        drawn = list(dataset.get("ROIContourSequence", None) or ())
+        numbers = [int(roi.ROINumber) for roi in regions]
         contours = {
-            int(roi.ReferencedROINumber): tuple(map(_contour, roi.get("ContourSequence", None) or ()))
-            for roi in dataset.get("ROIContourSequence", [])
+            int(roi.ReferencedROINumber): tuple(map(_contour, roi.get("ContourSequence", None) or ())) for roi in drawn
         }
-        frames = {
-            str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in dataset.get("StructureSetROISequence", [])
-        }
+        rois = tuple(
+            Roi(
+                number,
+                str(roi.get("ReferencedFrameOfReferenceUID", None) or ""),
+                str(roi.get("ROIName", "")),
+                contours.get(number, ()),
+            )
+            for number, roi in zip(numbers, regions, strict=True)
+        )
         series = {
-            str(one.SeriesInstanceUID)
-            for frame in dataset.get("ReferencedFrameOfReferenceSequence", [])
-            for study in frame.get("RTReferencedStudySequence", [])
-            for one in study.get("RTReferencedSeriesSequence", [])
+            str(one.get("SeriesInstanceUID", ""))
+            for frame in dataset.get("ReferencedFrameOfReferenceSequence", None) or ()
+            for study in frame.get("RTReferencedStudySequence", None) or ()
+            for one in study.get("RTReferencedSeriesSequence", None) or ()
         }
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no complete structure set: {error}") from error
-    rois = tuple(Roi(number, name, contours.get(number, ())) for number, name in names.items())
-    return StructureSet(path, frozenset(frames - {""}), frozenset(series), rois)
+    except Exception as error:  # values are read when they are asked for, and damaged ones fail in many ways
+        raise ValueError(f"{path} is no complete structure set: {(str(error).splitlines() or [''])[0]}") from error
+    if len(set(numbers)) < len(numbers) or len(contours) < len(drawn):
+        raise ValueError(f"{path} gives several regions one number: which contours are whose is not known")
+    if not rois:
+        raise ValueError(f"{path} is no complete structure set: it names no region")
+    return StructureSet(path, frozenset(series - {""}), rois)
 
 
 def rasterised(roi: Roi, series: Series) -> Rasterised:
@@ -97,8 +110,10 @@ def rasterised(roi: Roi, series: Series) -> Rasterised:
         depths = contour.points_mm @ series.normal
         index = int(np.abs(series.distances_mm - np.median(depths)).argmin())
         off = float(np.abs(depths - series.distances_mm[index]).max())
-        if off > tolerance or uids.get(contour.image, index) != index:
+        if off > tolerance:
             return Rasterised(None, f"has a contour {off:.2f} mm off the nearest slice", tuple(remarks))
+        if uids.get(contour.image, index) != index:
+            return Rasterised(None, "has a contour that names another slice than it lies in", tuple(remarks))
         on_slices.setdefault(index, []).append(series.corners(index, contour.points_mm))
     mask = np.zeros((len(series.slices), *series.shape), bool)
     for index, polygons in on_slices.items():
@@ -106,9 +121,12 @@ def rasterised(roi: Roi, series: Series) -> Rasterised:
         if (points < -0.5).any() or (points > np.array(series.shape) + 0.5).any():
             return Rasterised(None, "has a contour that reaches outside the images", tuple(remarks))
         mask[index] = filled(polygons, series.shape)
+        if _cross(polygons, series.shape):
+            return Rasterised(None, "has contours on one slice that are the same or cross each other", tuple(remarks))
     slices = sorted(on_slices)
     extent = slices[-1] - slices[0] + 1
-    if np.count_nonzero(np.diff(slices) > 1) > GAPS and extent - len(slices) > WITHOUT * extent:
+    gaps, without = np.count_nonzero(np.diff(slices) > 1), 1 - len(slices) / extent
+    if without > MOST_WITHOUT or (without > WITHOUT and (gaps > GAPS or gaps == len(slices) - 1)):
         return Rasterised(None, f"is drawn on {len(slices)} of the {extent} slices that it spans", tuple(remarks))
     if extent > len(slices):
         remarks.append(f"not drawn on {extent - len(slices)} of the {extent} slices that it spans")
@@ -117,15 +135,27 @@ def rasterised(roi: Roi, series: Series) -> Rasterised:
     return Rasterised(mask, "", tuple(remarks))
 
 
+def _cross(polygons: list[np.ndarray], shape: tuple[int, int]) -> bool:
+    """Whether two contours enclose pixels in common and neither lies in the other: by parity these would be a hole."""
+    masks = [filled([polygon], shape) for polygon in polygons] if len(polygons) > 1 else []
+    for index, one in enumerate(masks):
+        for other in masks[:index]:
+            common = np.count_nonzero(one & other)
+            sizes = sorted((np.count_nonzero(one), np.count_nonzero(other)))
+            if common and (common < sizes[0] or sizes[0] == sizes[1]):
+                return True
+    return False
+
+
 def _contour(item: pydicom.Dataset) -> Contour:
-    points = np.array(item.get("ContourData", None) or (), np.float64)
+    stored = item.get_item("ContourData") if "ContourData" in item else None
+    # the text itself: pydicom makes an object of each number
+    text = stored.value if isinstance(stored, RawDataElement) else None
+    values = text.split(b"\\") if text else (item.get("ContourData", None) or ())
+    points = np.array(values, dtype=np.float64)
     if points.size % 3 or not np.isfinite(points).all():
         raise ValueError(f"a contour of {points.size} coordinates, not three for each point")
     images = item.get("ContourImageSequence", None) or ()
     image = str(images[0].get("ReferencedSOPInstanceUID", "")) if images else ""
     closed = str(item.get("ContourGeometricType", "")) in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
     return Contour(points.reshape(-1, 3), image, closed)
-
-
-def names_of(rois: Iterable[Roi]) -> str:
-    return ", ".join(repr(roi.name) for roi in rois)

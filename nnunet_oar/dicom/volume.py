@@ -73,30 +73,29 @@ def labels_on_slices(labels: np.ndarray, series: Series) -> np.ndarray:
         return labels
     result = np.zeros((len(series.slices), *series.shape), labels.dtype)
     present = [label for label in np.unique(labels) if label]
-    for index, (row, column) in enumerate(series.shifts_vox + stack.offset):
+    for index, shift in enumerate(series.shifts_vox + stack.offset):
         lower, weight = _between(series.distances_mm[index] - series.distances_mm[0], stack.step_mm, stack.shape[0])
         upper = min(lower + 1, stack.shape[0] - 1)
-        largest = None
+        largest, total = np.zeros(series.shape), np.zeros(series.shape)
         for label in present:
             share = (1 - weight) * (labels[lower] == label) + weight * (labels[upper] == label)
-            if not share.any():
-                continue
-            share = ndimage.shift(share, (-row, -column), order=1)[: series.shape[0], : series.shape[1]]
-            if largest is None:
-                largest = np.full(series.shape, 0.5)
-            # half is the organ's border; between organs the larger share wins
-            result[index][share > largest] = label
-            largest = np.maximum(share, largest)
+            if share.any():
+                share = _shifted(share, -shift, 0.0)[: series.shape[0], : series.shape[1]]
+                result[index][share > largest] = label
+                largest = np.maximum(largest, share)
+                total += share
+        result[index][1 - total >= largest] = 0
     return result
 
 
 def _hu(one: Slice, shape: tuple[int, int]) -> np.ndarray:
     dataset = read(one.path)
+    syntax = dataset.file_meta.TransferSyntaxUID
     try:
         stored = dataset.pixel_array
     except Exception as error:
-        syntax = dataset.file_meta.TransferSyntaxUID
-        hint = "; pip install 'nnunet_oar[dicom]' for compressed files" if syntax.is_compressed else ""
+        compressed = not syntax.is_transfer_syntax or syntax.is_compressed
+        hint = "; pip install 'nnunet_oar[dicom]' for compressed files" if compressed else ""
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{one.path}: its pixels ({syntax.name}) cannot be decoded: {text}{hint}") from error
     if stored.shape != shape:
@@ -113,10 +112,10 @@ def _straightened(array: np.ndarray, series: Series, stack: Stack) -> np.ndarray
     outside = float(array.min())
     rows, columns = stack.shape[1:]
     planes = np.empty((len(array), rows, columns), np.float32)
-    for index, (row, column) in enumerate(series.shifts_vox + stack.offset):
+    for index, shift in enumerate(series.shifts_vox + stack.offset):
         plane = np.full((rows, columns), outside, np.float32)
         plane[: array.shape[1], : array.shape[2]] = array[index]
-        planes[index] = ndimage.shift(plane, (row, column), order=1, cval=outside)
+        planes[index] = _shifted(plane, shift, outside)
     result = np.empty(stack.shape, np.float32)
     depths = series.distances_mm - series.distances_mm[0]
     for index in range(stack.shape[0]):
@@ -125,6 +124,11 @@ def _straightened(array: np.ndarray, series: Series, stack: Stack) -> np.ndarray
         upper = min(lower + 1, len(depths) - 1)
         result[index] = (1 - weight) * planes[lower] + weight * planes[upper]
     return np.rint(result).astype(np.int16) if array.dtype == np.int16 else result
+
+
+def _shifted(plane: np.ndarray, shift: np.ndarray, outside: float) -> np.ndarray:
+    """Linear interpolation; rounding in positions is no shift."""
+    return ndimage.shift(plane, shift, order=1, cval=outside) if np.abs(shift).max() > 1e-3 else plane
 
 
 def _between(depth_mm: float, step_mm: float, size: int) -> tuple[int, float]:

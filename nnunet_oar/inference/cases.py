@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nnunet_oar.dicom.files import holds_images, looks_like_dicom
+from nnunet_oar.dicom.files import DIRECTORY, first_image, looks_like_dicom
 from nnunet_oar.dicom.rtstruct import About, require_references, write_rtstruct
 from nnunet_oar.dicom.segmentation import write_segmentation
 from nnunet_oar.dicom.volume import labels_on_slices
@@ -30,9 +30,6 @@ from nnunet_oar.version import __version__
 # files of these names lie beside the results
 RESERVED = ("dataset", "plans", "statistics")
 CHANNEL = re.compile(r"_(\d{4})$")
-
-
-FORMATS = ("nifti", "rtstruct", "dicomseg")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class DicomCase(Case):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is written: in which of FORMATS, and besides labels and manifest. region_names: organ -> name in DICOM results."""
+    """What is written: in which format, and besides labels and manifest. region_names: organ -> name in DICOM results."""
 
     probabilities: bool = False
     preview: bool = False
@@ -84,14 +81,15 @@ def find_cases(
     """The cases of one image file, of a folder of images in nnU-Net's naming (CASE_0000.nii.gz) or, for one channel, any other, or
     of DICOM files: of one folder of them, or of each sub-folder.
 
-    form: one of FORMATS; None: as the image, NIfTI for DICOM. series, resample: as dicom.series.read_series. Raises ValueError,
-    naming file or folder, for what holds no image, two files of one case, lacks a channel, or cannot give this format.
+    form: nifti, rtstruct or dicomseg; None: as the image, NIfTI for DICOM. series, resample: as dicom.series.read_series. Raises
+    ValueError, naming file or folder, for what holds no image, two files of one case, lacks a channel, or cannot give this format.
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist")
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if not path.name.startswith("."))
     images = {path: ending for path in files if (ending := _ending(path)) is not None}
     dicom = [path for path in files if path not in images and path.is_file() and looks_like_dicom(path)]
+    dicom = [path for path in dicom if path.name != DIRECTORY]
     if images and dicom:
         raise ValueError(
             f"{source} holds images ({min(images)}) and DICOM files ({dicom[0]}); keep one of the two there"
@@ -150,13 +148,41 @@ def _dicom_cases(
     if source.is_dir():
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         # a series that is named is looked for everywhere
-        folders = [source] if files or series else [path for path in below if holds_images(path)]
+        folders = [source] if files or series else _with_images(below, source)
     if not folders:
         raise ValueError(f"{source} holds no image; expected files that end in {', '.join(ENDINGS)}, or DICOM files")
-    ending = ".nii.gz" if form in (None, "nifti") else ".dcm"
+    ending = {None: ".nii.gz", "nifti": ".nii.gz", "rtstruct": ".dcm", "dicomseg": ".seg.dcm"}[form]
     return [
-        DicomCase(folder.resolve().name, (folder,), ending, series, resample, ending == ".dcm") for folder in folders
-    ]
+        # the name of . and .. is that of the folder they stand for
+        DicomCase(
+            folder.name if folder.name not in ("", "..") else folder.resolve().name,
+            (folder,), ending, series, resample, ending != ".nii.gz",
+        )
+        for folder in folders
+    ]  # fmt: skip
+
+
+def _with_images(folders: Sequence[Path], source: Path) -> list[Path]:
+    """Those that hold DICOM images. Raises ValueError where two are of one study: what is one patient's is one case."""
+    found: list[Path] = []
+    studies: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            header = first_image(folder)
+        except ValueError:
+            found.append(folder)  # a case of its own fails by itself
+            continue
+        if header is None:
+            continue
+        study = header.text("StudyInstanceUID")
+        if study and header.is_ct and not header.is_localiser:
+            if study in studies:
+                raise ValueError(
+                    f"{studies[study]} and {folder} hold CTs of one study; choose one with --series UID or by -i"
+                )
+            studies[study] = folder
+        found.append(folder)
+    return found
 
 
 def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, folder: Path, outputs: Outputs) -> None:

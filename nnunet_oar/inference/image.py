@@ -106,9 +106,7 @@ def read_dicom(folder: Path, series_uid: str | None = None, resample: bool = Fal
     series = read_series(folder, series_uid, resample)
     remarks = ()
     if Stack.over(series).is_resampled:
-        remarks = (
-            "the slices are tilted or uneven and were resampled to an even grid; contours were brought back to them",
-        )
+        remarks = ("the slices are tilted or uneven and were resampled to an even grid",)
     try:
         return replace(as_image(hu_image(series)), series=series, remarks=remarks)
     except ValueError as error:

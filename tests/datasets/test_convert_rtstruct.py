@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from ct_series import POSITIONS, Geometry, write_series
@@ -95,17 +97,90 @@ def test_organs_and_names_of_ones_own(folders, capsys):
     description = json.loads((folders / "nnUNet_raw" / "Dataset060_Clinical" / "dataset.json").read_text())
     assert description["labels"] == {"background": 0, "PTV": 1, "Lung_R": 2} and "annotations" not in description
     assert convert(folders / "archive", "-d", 61, "--organs", "Lungs") == 1
-    assert "no name is known for 'Lungs'" in capsys.readouterr().err
+    assert "no organ is called 'Lungs'" in capsys.readouterr().err
     assert convert(folders / "archive", "-d", 61, "--organs", "Brain") == 1
     assert "no patient has Brain" in capsys.readouterr().err
 
 
-def test_another_frame_of_reference_is_refused(folders, capsys):
-    patient(folders / "archive" / "a")
-    patient(folders / "archive" / "b")
+def test_contours_of_another_series_or_frame_are_refused(folders, capsys):
+    for name in "abc":
+        patient(folders / "archive" / name)
     shutil.copy(folders / "archive" / "b" / "RS" / "rs.dcm", folders / "archive" / "a" / "RS" / "rs.dcm")
+    path = folders / "archive" / "c" / "RS" / "rs.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
+    dataset.save_as(path)
     assert convert(folders / "archive", "-d", 60) == 0
-    assert "a: left out, rs.dcm was drawn in another frame of reference" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a: left out, rs.dcm was drawn on a series that is not there" in printed
+    assert "c: Heart not annotated: 'Heart' was drawn in another frame of reference than the CT's" in printed
+    assert "2 training cases" in printed
+
+
+def edited(path, change):
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    dataset.save_as(path)
+
+
+def give_one_number(dataset):
+    dataset.StructureSetROISequence[1].ROINumber = dataset.StructureSetROISequence[0].ROINumber
+
+
+def leave_an_empty_one(dataset):
+    more = deepcopy(dataset.StructureSetROISequence[0])
+    more.ROINumber = 99
+    dataset.StructureSetROISequence.append(more)
+
+
+def test_odd_structure_sets(folders, capsys):
+    for name in ("fine", "numbers", "empty", "cut", "no sequence"):
+        patient(folders / "archive" / name)
+    path = "RS/rs.dcm"
+    edited(folders / "archive" / "numbers" / path, give_one_number)
+    edited(folders / "archive" / "empty" / path, leave_an_empty_one)
+    edited(folders / "archive" / "no sequence" / path, lambda dataset: dataset.pop("StructureSetROISequence"))
+    cut = folders / "archive" / "cut" / path
+    cut.write_bytes(cut.read_bytes()[:3250])
+    assert convert(folders / "archive", "-d", 60) == 0
+    printed = capsys.readouterr().out
+    assert "numbers: left out, " in printed and "gives several regions one number" in printed
+    assert "cut: left out, " in printed and "no sequence: left out, " in printed and "names no region" in printed
+    assert "empty" not in printed.replace("in several", "") and "2 training cases" in printed
+
+
+@pytest.mark.parametrize("names", [("a b", "a_b"), ("x+y", "x y")])
+def test_two_patients_of_one_name(names, folders, capsys):
+    for name in names:
+        patient(folders / "archive" / name)
+    assert convert(folders / "archive", "-d", 60) == 1
+    error = capsys.readouterr().err
+    assert "would both be the case" in error and all(name in error for name in names)
+
+
+def test_files_beside_the_patients_are_refused(folders, capsys):
+    patient(folders / "archive" / "a")
+    shutil.copy(folders / "archive" / "a" / "RS" / "rs.dcm", folders / "archive")
+    assert convert(folders / "archive", "-d", 60) == 1
+    assert "each patient needs a folder of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (("--organs", "heart"), "write 'Heart'"),
+        (("--organs", "Heart", "Heart"), "may be named once"),
+        (("--names", '{"background": ["heart"]}'), "cannot be the name of an organ"),
+        (("--names", '{"": ["heart"]}'), "cannot be the name of an organ"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, problem, folders, capsys):
+    patient(folders / "archive" / "a")
+    if options[0] == "--names":
+        (folders / "names.json").write_text(options[1])
+        options = ("--names", folders / "names.json")
+    assert convert(folders / "archive", "-d", 60, *options) == 1
+    assert problem in capsys.readouterr().err and not list((folders / "nnUNet_raw").iterdir())
 
 
 @pytest.mark.parametrize(

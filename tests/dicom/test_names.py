@@ -16,7 +16,8 @@ from nnunet_oar.dicom.names import SIDED, SINGLE, Names, key, read_aliases
         ("Femoral Head R", "Femur_Head_R"), ("Glnd_Submand_R", "Glnd_Submand_R"), ("r kidney", "Kidney_R"),
         # neither is what it resembles
         ("SpinalCord_PRV", None), ("Parotid_L_opt", None), ("Parotid", None), ("Lungs", None), ("Lung L+R", None),
-        ("Heart_L", None), ("PTV 60", None), ("", None), ("L", None), ("Parotid_LR", None),
+        ("~Lung_L", None), ("Lung~_L", None), ("Rectum(?)", None), ("SpinalCord+", None), ("Liver-", None), ("_Heart", None),
+        ("zHeart", None), ("Medulla", None), ("Heart_L", None), ("PTV 60", None), ("", None), ("L", None), ("Parotid_LR", None),
     ],
 )  # fmt: skip
 def test_names(name, organ):

@@ -113,7 +113,7 @@ def two_series(folder, **elements):
 
 def test_several_series_are_listed_and_one_is_chosen(tmp_path):
     two_series(tmp_path)
-    with pytest.raises(ValueError, match="holds 2 CT series, choose one with --series") as error:
+    with pytest.raises(ValueError, match="holds 2 CT series; predict --series UID chooses one") as error:
         read_series(tmp_path)
     uids = {
         str(pydicom.dcmread(path).SeriesInstanceUID): n

@@ -82,6 +82,10 @@ def test_a_rounded_plane_belongs_to_its_slice(series, tmp_path):
         ([square(2)], dict(images=["1.2.3.4"]), "drawn on 1 slices that the series lacks"),
         ([square(2, 4.5, 30.0)], {}, "outside the images"),
         ([square(index) for index in (0, 2, 4, 6)], {}, "drawn on 4 of the 7 slices that it spans"),
+        ([square(index) for index in (0, 3, 6)], {}, "drawn on 3 of the 7 slices that it spans"),
+        ([square(index) for index in (0, 7)], {}, "drawn on 2 of the 8 slices that it spans"),
+        ([square(2), square(2)], {}, "the same or cross each other"),
+        ([square(2), square(2, 7.5, 13.5)], {}, "the same or cross each other"),
         ([square(2, 4.6, 4.9)], {}, "encloses the centre of no voxel"),
     ],
 )
@@ -92,7 +96,7 @@ def test_what_would_have_to_be_guessed_is_refused(series, contours, options, why
 
 def test_a_contour_that_names_another_slice_is_refused(series, tmp_path):
     found = result(tmp_path, series, [square(2)], images=[series.slices[5].uid])
-    assert found.mask is None and "off the nearest slice" in found.why
+    assert found.mask is None and "names another slice" in found.why
 
 
 def test_gaps_and_points_are_remarked_on(series, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,85 @@ def test_a_folder_of_patients(model, tmp_path, capsys):
     expected = {f"{case}.{ending}" for case in ("p 1", "p2") for ending in ("dcm", "json", "png")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected | {"dataset.json", "plans.json"}
     errors = capsys.readouterr().err
-    assert "scattered holds 2 CT series, choose one with --series" in errors
+    assert "scattered holds 2 CT series; predict --series UID chooses one" in errors
     assert "1 of 3 cases were not predicted" in errors
+
+
+def test_patients_that_are_links(model, tmp_path):
+    for index, name in enumerate(("anna", "bert")):
+        ct(tmp_path / "store" / name / "CT", index)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(tmp_path / "store" / name / "CT")
+    (tmp_path / "in" / "carl").mkdir()
+    (tmp_path / "in" / "carl" / "ct").symlink_to(tmp_path / "store" / "anna" / "CT")
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model) == 1
+    shutil.rmtree(tmp_path / "in" / "carl")
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model) == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"anna.nii.gz", "bert.nii.gz"}
+
+
+def test_one_study_in_two_folders_is_no_two_patients(model, tmp_path, capsys):
+    ct(tmp_path / "in" / "1")
+    (tmp_path / "in" / "2").mkdir()
+    for path in sorted((tmp_path / "in" / "1").iterdir())[4:]:
+        path.rename(tmp_path / "in" / "2" / path.name)
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model) == 1
+    assert "hold CTs of one study" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    uid = str(pydicom.dcmread(tmp_path / "in" / "1" / "slice0000.dcm").SeriesInstanceUID)
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--series", uid) == 0
+    assert sitk.ReadImage(str(tmp_path / "out" / "in.nii.gz")).GetSize()[2] == 9
+
+
+def test_a_damaged_patient_does_not_end_the_batch(model, tmp_path, capsys):
+    ct(tmp_path / "in" / "p1")
+    ct(tmp_path / "in" / "p2", 1)
+    (tmp_path / "in" / "p1" / "aaa.dcm").write_text("no DICOM")
+    (tmp_path / "in" / "empty").mkdir()
+    (tmp_path / "in" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model) == 1
+    errors = capsys.readouterr().err
+    assert "aaa.dcm is damaged" in errors and "passed over, as no image lies in it" in errors and "empty" in errors
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["p2.nii.gz"]
+
+
+def test_formats_do_not_take_each_other_for_done(model, tmp_path):
+    pytest.importorskip("highdicom")
+    ct(tmp_path / "in")
+    for form in ("rtstruct", "dicomseg", "nifti"):
+        options = ("-o", tmp_path / "out", "-m", model, "--format", form, "--continue_prediction")
+        assert predict("-i", tmp_path / "in", *options) == 0
+    assert {path.name for path in (tmp_path / "out").glob("in.*")} == {"in.dcm", "in.seg.dcm", "in.nii.gz", "in.json"}
+
+
+@pytest.mark.parametrize("form", ["rtstruct", "dicomseg"])
+def test_sparse_and_odd_headers(model, form, tmp_path):
+    """What archives leave out, or fill with what the standard does not allow."""
+    pytest.importorskip("highdicom")
+
+    def change(index, dataset):
+        for keyword in (
+            "PatientName",
+            "PatientID",
+            "PatientSex",
+            "StudyTime",
+            "AccessionNumber",
+            "SliceThickness",
+            "StudyID",
+        ):
+            del dataset[keyword]
+        dataset["StudyDate"]._value = "anonymized"
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+
+    geometry = Geometry((12, 14), (2.0, 2.0), np.arange(9) * 3.0)
+    write_series(tmp_path / "in", np.random.default_rng(0).integers(-1000, 1000, (9, 12, 14)), geometry, change)
+    names = tmp_path / "names.json"
+    names.write_text('{"heart": "Herz \u5fc3\u81d3"}')
+    options = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--format", form, "--roi-names", names)
+    assert predict(*options) == 0
+    dataset = pydicom.dcmread(next((tmp_path / "out").glob("*.dcm")))
+    assert not dataset.StudyDate and dataset.PatientID == ""
+    found = dataset.SegmentSequence if form == "dicomseg" else dataset.StructureSetROISequence
+    assert "Herz \u5fc3\u81d3" in [str(item.get("SegmentLabel", "") or item.get("ROIName", "")) for item in found]
 
 
 def test_one_of_several_series(model, tmp_path):
@@ -91,7 +169,7 @@ def test_names_of_regions(model, tmp_path, capsys):
     options = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--format", "rtstruct", "--roi-names", file)
     for text, problem in {
         '{"hart": "Heart"}': "no organ 'hart'",
-        "[": "cannot be read as JSON",
+        "[": "cannot be read",
         '{"heart": 1}': "must hold",
         '{"heart": "kidney_left"}': "two regions cannot have one name",
     }.items():
@@ -110,7 +188,7 @@ def test_segmentations(model, tmp_path):
     geometry = ct(tmp_path / "in", position="feet first, prone")
     assert predict("-i", tmp_path / "in", "-o", tmp_path / "n", "-m", model) == 0
     assert predict("-i", tmp_path / "in", "-o", tmp_path / "s", "-m", model, "--format", "dicomseg") == 0
-    segmentation = highdicom.seg.segread(tmp_path / "s" / "in.dcm")
+    segmentation = highdicom.seg.segread(tmp_path / "s" / "in.seg.dcm")
     uids = [str(pydicom.dcmread(path).SOPInstanceUID) for path in sorted((tmp_path / "in").iterdir())]
     truth = masks_of(tmp_path / "n" / "in.nii.gz")
     pixels = segmentation.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
