@@ -3,12 +3,12 @@
     python scripts/benchmark_inference.py -o OUT                                  # everything
     python scripts/benchmark_inference.py -o OUT --parts commands organs          # some of it
 
-commands: five CTs through nnunet_oar predict and, two of them, through stock nnUNetv2_predict with the same checkpoint, from the start
-of the command to its end. tiles: one tile of stock nnU-Net's own 3d_fullres network, times the number of tiles of such a CT. organs: 5
-and 33 organs. slices: 60 to 960 slices.
+commands: five CTs through nnunet_oar predict and, two of them, through stock nnUNetv2_predict with the same checkpoint, from the
+start of the command to its end. tiles: one tile of stock nnU-Net's own 3d_fullres network, times the number of tiles of such a CT.
+organs: 5 and 33 organs. slices: 60 to 960 slices.
 
-The 128^3 networks have random weights and a localiser that is set by hand to call every voxel an organ: the largest box there is, with
-logits of all organs everywhere. What OUT holds already is not run again.
+The 128^3 networks have random weights and a localiser that is set by hand to call every voxel an organ: the largest box there is,
+with logits of all organs everywhere. What OUT holds already is not run again.
 """
 
 from __future__ import annotations
@@ -160,9 +160,8 @@ def print_results(results: dict) -> None:
     print(f"\n{' x '.join(map(str, SHAPE))} voxels, {torch.get_num_threads()} threads, {best_device()}")
     for name, result in results.items():
         if "tiles" in result:
-            print(
-                f"{name}: {result['tiles']} tiles of {result['patch']}, {result['seconds a tile']:.1f} s each: {result['seconds']:.0f} s"
-            )
+            each = f"{result['seconds a tile']:.1f} s each"
+            print(f"{name}: {result['tiles']} tiles of {result['patch']}, {each}: {result['seconds']:.0f} s")
             continue
         text = (
             f"{name}: {result['seconds']:.1f} s for {result['cts']} CTs, {result['seconds'] / result['cts']:.1f} s each"

@@ -11,7 +11,6 @@ from pathlib import Path
 from pipeline import Pipeline, best_device
 
 from nnunet_oar.datasets.phantom_thorax import LABELS
-from nnunet_oar.evaluation.dice import format_table, score_folder, summary
 from nnunet_oar.evaluation.picture import contour_picture, load_lps
 
 DATASET = "Dataset055_PhantomThorax"
@@ -45,17 +44,27 @@ def main() -> int:
         f"nnUNetv2_predict -d 55 -i {raw / 'imagesTs'} -o {predictions} {model} -c 3d_fullres -f 0 -device {best_device()} "
         f"-npp 1 -nps 1",
     )
-    scores = score_folder(predictions, raw / "labelsTs", LABELS, ".nii.gz")
-    print(f"\nDice on {len(scores)} CTs that were not trained on:\n{format_table(scores)}")
-    case = sorted(scores)[0]
+    scores = pipeline.folder / "scores"
+    pipeline.run(
+        "evaluate",
+        f"nnunet_oar evaluate -i {predictions} -ref {raw / 'labelsTs'} --dataset-json {raw / 'dataset.json'} -o {scores} "
+        f"--disable_progress_bar",
+    )
+    report = pipeline.folder / "report.html"
+    pipeline.run(
+        "report", f"nnunet_oar report -i {scores} -o {report} --images {raw / 'imagesTs'} --disable_progress_bar"
+    )
+    print(f"\nCTs that were not trained on:\n{(pipeline.folder / 'evaluate.log').read_text()}")
+    result = json.loads((scores / "scores.json").read_text())
+    case = sorted(result["cases"])[0]
     image, spacing_mm = load_lps(raw / "imagesTs" / f"{case}_0000.nii.gz")
     prediction, _ = load_lps(predictions / f"{case}.nii.gz")
     reference, _ = load_lps(raw / "labelsTs" / f"{case}.nii.gz")
     picture = pipeline.folder / "contours.png"
     contour_picture(image, prediction, reference, spacing_mm, LABELS, picture, title=f"{case} (synthetic)")
-    result = {"seconds": pipeline.seconds, "dice": scores, "summary": summary(scores)}
-    (pipeline.folder / "result.json").write_text(json.dumps(result, indent=1))
-    print(f"\ncontours: {picture}\nlabels:   {predictions}\n{time.perf_counter() - start:.0f} s in all")
+    print(
+        f"contours: {picture}\nlabels:   {predictions}\nreport:   {report}\n{time.perf_counter() - start:.0f} s in all"
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.datadict import dictionary_VR
+from pydicom.charset import default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.tag import Tag
@@ -189,7 +190,7 @@ def _contours(labels: np.ndarray, label: int, box: tuple[slice, slice, slice], s
             )
             contour[CONTOUR_DATA] = _numbers(points.ravel())
             # as the file's: else pydicom would make an object of each number before writing it
-            contour.set_original_encoding(True, True, CHARACTERS)
+            contour.set_original_encoding(True, True, default_encoding)
             found.append(contour)
     return found
 
