@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from benchmark_speed import timed
 from pipeline import Pipeline, best_device
 
 from nnunet_oar.annotations import Annotations, organ_labels
@@ -24,6 +24,7 @@ from nnunet_oar.sides import side_pairs
 
 # one preprocessed copy serves all plans: they differ in the section "oar" alone
 PREPARED = "nnUNetOARPlans"
+OUR_PLANNER = "OARCascadeTrainer"
 TEST_PATIENTS = 8
 # a sliver of an organ at the end of the field of view says nothing
 LEAST_ML = 1.0
@@ -35,6 +36,7 @@ class Data:
     def __init__(self, pipeline: Pipeline, name: str, make: Callable[[Path], None]):
         self.pipeline, self.name, self.number = pipeline, name, int(name[7:10])
         self.raw, self.preprocessed = pipeline.raw / name, pipeline.preprocessed / name
+        self.peak_gb: dict[str, float] = {}
         if not self.raw.is_dir():
             make(self.raw)
         self.dataset_json = json.loads((self.raw / "dataset.json").read_text())
@@ -57,22 +59,55 @@ class Data:
         plans["configurations"]["3d_fullres"]["data_identifier"] = f"{PREPARED}_3d_fullres"
         return plans
 
-    def train(self, plans: dict, name: str, changes: dict, cases: Sequence[str]) -> Path:
-        """Train fold 0 from scratch with a changed section under the name; returns the model folder."""
+    def train(self, plans: dict, name: str, changes: dict, cases: Sequence[str], suffix: str = "") -> Path:
+        """Train fold 0 from scratch with a changed section under the name; returns the model folder.
+
+        suffix: of the trainer's class, where not the trainer itself but a variant of it is to train.
+        """
         plans = deepcopy(plans) | {"plans_name": name}
         configuration = plans["configurations"]["3d_fullres"]
         configuration[SECTION] |= changes
         (self.preprocessed / f"{name}.json").write_text(json.dumps(plans))
-        # all are trained on; two stand in for the validation that nnU-Net insists on
+        self.split(cases)
+        return self.train_by_plans(f"{configuration[SECTION]['trainer']}{suffix}", name)
+
+    def split(self, cases: Sequence[str]) -> None:
+        """All are trained on; two stand in for the validation that nnU-Net insists on."""
         split = [{"train": list(cases), "val": list(cases[:2])}]
         (self.preprocessed / "splits_final.json").write_text(json.dumps(split))
-        trainer = configuration[SECTION]["trainer"]
+
+    def stock_plan(self, planner: str, memory_gb: float | None) -> str:
+        """Name of the plans of a planner of nnU-Net's, for its own memory target or another one, with data to train on."""
+        memory = "" if memory_gb is None else f" -gpu_memory_target {memory_gb:g}"
+        name = f"stock-{planner}{'' if memory_gb is None else f'-{memory_gb:g}GB'}"
+        file = self.preprocessed / f"{name}.json"
+        if not file.is_file():
+            self.plan(OUR_PLANNER, "")  # for the fingerprint
+            self.pipeline.run(
+                f"{self.name}-{name}",
+                f"nnUNetv2_plan_experiment -d {self.number} -pl {planner}{memory} -overwrite_plans_name {name}",
+            )
+        plans = json.loads(file.read_text())
+        configuration = plans["configurations"]["3d_fullres"]
+        # the same data serves all plans of one spacing
+        shared = "stock_" + "_".join(f"{spacing:.4f}" for spacing in configuration["spacing"])
+        if configuration["data_identifier"] != shared:
+            configuration["data_identifier"] = shared
+            file.write_text(json.dumps(plans, indent=1))
+        if not (self.preprocessed / shared).is_dir():
+            self.pipeline.run(
+                f"{self.name}-{name}-preprocess",
+                f"nnUNetv2_preprocess -d {self.number} -plans_name {name} -c 3d_fullres -np 2",
+            )
+        return name
+
+    def train_by_plans(self, trainer: str, name: str) -> Path:
+        """Train fold 0 from scratch by plans that are there, on the split that is; returns the model folder."""
         model = self.pipeline.results / self.name / f"{trainer}__{name}__3d_fullres"
         shutil.rmtree(model, ignore_errors=True)
-        self.pipeline.run(
-            f"{name}-train",
-            f"nnUNetv2_train {self.number} 3d_fullres 0 -tr {trainer} -p {name} -device {best_device()}",
-        )
+        command = f"nnUNetv2_train {self.number} 3d_fullres 0 -tr {trainer} -p {name} -device {best_device()}"
+        lines, self.peak_gb[f"{name}-train"] = timed(self.pipeline, f"{name}-train", command)
+        self.pipeline.seconds[f"{name}-train"] = lines[-1][0]
         return model
 
     def predict(self, model: Path) -> dict[str, dict[str, float | None]]:
@@ -128,12 +163,6 @@ class Data:
             if values:
                 means[organ] = float(np.mean(values))
         return means
-
-
-def last_seconds_per_epoch(model: Path) -> float:
-    """Of the last epoch in the training log, validation included."""
-    log = max((model / "fold_0").glob("training_log_*.txt")).read_text()
-    return float(re.findall(r"Epoch time: ([\d.]+) s", log)[-1])
 
 
 def load_results(file: Path) -> dict:
