@@ -53,6 +53,9 @@ class Timed:
         )
         super().on_train_end()
 
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """Left out: what a benchmark predicts, it predicts and times by itself."""
+
 
 class nnUNetTrainer_timed(Timed, nnUNetTrainer):
     """Stock nnU-Net with another length of training; its schedule of the learning rate follows."""
