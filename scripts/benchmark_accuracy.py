@@ -108,7 +108,8 @@ class Method:
             "OAR_BENCHMARK_ITERATIONS": str(iterations),
         }
         self.data.split(self.data.cases)
-        shutil.copy(self.data.preprocessed / f"{self.plans_name}.json", self.data.preprocessed / f"{key}.json")
+        # nnU-Net names the model's folder by what the plans call themselves
+        (self.data.preprocessed / f"{key}.json").write_text(json.dumps(self.plans | {"plans_name": key}))
         return self.data.train_by_plans("nnUNetTrainer_timed", key)
 
     def seconds_per_iteration(self) -> float:
