@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom import config
-from pydicom.datadict import dictionary_VR
 from pydicom.charset import default_encoding
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.tag import Tag

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from nnunet_oar.axes import orientation
 from nnunet_oar.datasets.convert.volumes import require_one_direction
 from nnunet_oar.dicom.series import Series, read_series
 from nnunet_oar.dicom.volume import Stack, hu_image
+from nnunet_oar.inference.headers import require_lasting, require_sound_header
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -158,6 +158,7 @@ def _read(path: Path):
     if not path.is_file():
         raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
     is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    require_sound_header(path)
     if is_nifti:
         header = nibabel.load(path)
         _require_whole(path, header)
@@ -176,11 +177,8 @@ def _read(path: Path):
 def _require_whole(path: Path, header: nibabel.spatialimages.SpatialImage) -> None:
     """Raise ValueError unless the file holds all voxels, with gzip's checksum: ITK reads what is missing as it pleases."""
     needed = header.dataobj.offset + math.prod(header.shape) * header.get_data_dtype().itemsize
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            size = sum(len(chunk) for chunk in iter(partial(file.read, 1 << 20), b""))
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read to its end: {error}") from None
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        size = require_lasting(path, iter(partial(file.read, 1 << 20), b""))
     if size < needed:
         raise ValueError(f"{path} is cut off: it holds {size} bytes of the {needed} that its header promises")
 
@@ -188,8 +186,7 @@ def _require_whole(path: Path, header: nibabel.spatialimages.SpatialImage) -> No
 def _require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
     """Raise ValueError for a spacing that is none and for voxels that are not finite: ITK repairs both without a word."""
     sizes = [*image.header.get_zooms()[:3], *np.linalg.norm(image.affine[:3, :3], axis=0)]
-    raw = image.header["pixdim"][1:4] if "pixdim" in image.header else []
-    if not all(np.isfinite(size) and size > 0 for size in (*sizes, *raw)):
+    if not all(np.isfinite(size) and size > 0 for size in sizes):
         raise ValueError(f"the header's spacing must be above 0 mm, got {[float(size) for size in sizes]}")
     if image.get_data_dtype().kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))

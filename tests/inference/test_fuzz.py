@@ -177,7 +177,9 @@ def directory(path: Path, chance: random.Random) -> None:
 # how many of each, and the endings that it makes sense for
 NIFTI = (".nii.gz", ".nii")
 KINDS = {
-    cut: (54, ENDINGS),
+    cut: (32, ENDINGS),
+    flipped_voxels: (12, (".nii.gz", ".nrrd", ".mha")),
+    no_spacing: (10, ENDINGS),
     cut_in_upper_case: (4, (".NII.GZ", ".NII")),
     flipped_header: (30, NIFTI),
     wrong_field: (24, NIFTI),

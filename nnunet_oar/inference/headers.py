@@ -1,0 +1,118 @@
+"""What a file says of itself before a reader repairs it: ITK and nibabel make a spacing of 0 to 1 and of -2 to 2, and ITK takes
+compressed voxels whose checksum is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel
+
+# longer than any header of text
+LONGEST = 1 << 20
+
+
+def require_sound_header(path: Path) -> None:
+    """Raise ValueError, naming the file, for a spacing that is none, and for compressed voxels that are damaged.
+
+    path: .nii, .nii.gz, .nrrd, .mha or .mhd; what is not even such a header is left to the reader.
+    """
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        _nifti(path)
+    elif name.endswith(".nrrd"):
+        _text(path, b":", lambda line: line.strip() == b"", _nrrd_spacing, _nrrd_check)
+    else:
+        _text(path, b"=", lambda line: line.startswith(b"ElementDataFile"), _meta_spacing, _meta_check)
+
+
+def require_lasting(path: Path, chunks: Iterator[bytes]) -> int:
+    """Bytes of a file that is read to its end. Raises ValueError where it cannot be, or a checksum is wrong."""
+    try:
+        return sum(map(len, chunks))
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read to its end: {error}") from None
+
+
+def _nifti(path: Path) -> None:
+    image = nibabel.load(path)
+    if "pixdim" not in image.header:
+        return
+    size = image.header.template_dtype.itemsize
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        stored = type(image.header)(file.read(size), check=False)
+    _require_spacing(path, [float(value) for value in stored["pixdim"][1 : 1 + min(3, len(image.shape))]])
+
+
+def _text(
+    path: Path,
+    separator: bytes,
+    is_last: Callable[[bytes], bool],
+    spacing: Callable[[dict[str, str]], list[float]],
+    check: Callable[[dict[str, str]], Callable[[BinaryIO], Iterator[bytes]] | None],
+) -> None:
+    with open(path, "rb") as file:
+        fields: dict[str, str] = {}
+        while file.tell() < LONGEST and (line := file.readline(LONGEST)):
+            key, found, value = line.partition(separator)
+            if found:
+                fields[key.strip().lower().decode("ascii", "replace")] = value.strip().decode("ascii", "replace")
+            if is_last(line):
+                break
+        _require_spacing(path, spacing(fields))
+        read = check(fields)
+        if read is not None:
+            require_lasting(path, read(file))
+
+
+def _nrrd_spacing(fields: dict[str, str]) -> list[float]:
+    vectors = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
+    if vectors:
+        return [math.hypot(*_numbers(vector.replace(",", " "))) for vector in vectors]
+    return _numbers(fields.get("spacings", ""))
+
+
+def _nrrd_check(fields: dict[str, str]):
+    compressed = fields.get("encoding", "").lower() in ("gzip", "gz")
+    elsewhere = {"data file", "datafile"} & set(fields)
+    return None if elsewhere or not compressed else (lambda file: iter(partial(gzip.open(file).read, 1 << 20), b""))
+
+
+def _meta_spacing(fields: dict[str, str]) -> list[float]:
+    """Without the sign: below 0 an axis runs the other way, which the format allows and ITK reads so."""
+    return [abs(value) for value in _numbers(fields.get("elementspacing", "") or fields.get("elementsize", ""))]
+
+
+def _meta_check(fields: dict[str, str]):
+    compressed = fields.get("compresseddata", "").lower() == "true"
+    local = fields.get("elementdatafile", "").upper() == "LOCAL"
+    return _inflated if compressed and local else None
+
+
+def _inflated(file: BinaryIO) -> Iterator[bytes]:
+    inflate = zlib.decompressobj()
+    for chunk in iter(partial(file.read, 1 << 20), b""):
+        yield inflate.decompress(chunk)
+    if not inflate.eof:
+        raise EOFError("its compressed voxels end too early")
+
+
+def _numbers(text: str) -> list[float]:
+    numbers = []
+    for word in text.split():
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            numbers.append(math.nan)
+    return numbers
+
+
+def _require_spacing(path: Path, spacing: list[float]) -> None:
+    if not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise ValueError(f"{path}: the header's spacing must be above 0 mm, got {spacing}")
