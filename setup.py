@@ -23,8 +23,7 @@ setup(
         "nnunetv2>=2.8,<2.9",
         "torch",
         "numpy",
-        # surface-distance imports names that SciPy 2 drops
-        "scipy<2",
+        "scipy",
         "scikit-image",
         "SimpleITK",
         "nibabel",

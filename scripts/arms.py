@@ -56,6 +56,10 @@ class Data:
                 f"--disable_progress_bar",
             )
         plans = json.loads(file.read_text())
+        prepared = json.loads((self.preprocessed / f"{PREPARED}.json").read_text())
+        spacings = [of["configurations"]["3d_fullres"]["spacing"] for of in (plans, prepared)]
+        if not np.allclose(*spacings):
+            raise ValueError(f"{file} has a spacing of its own, {spacings[0]}; the data is prepared at {spacings[1]}")
         plans["configurations"]["3d_fullres"]["data_identifier"] = f"{PREPARED}_3d_fullres"
         return plans
 
@@ -129,9 +133,7 @@ class Data:
         """Organ with a side -> voxels of it in the predictions in `folder` that lie in its partner of the other side."""
         counts: dict[str, int] = {}
         for path in sorted((self.raw / "labelsTs").iterdir()):
-            truth, found = (
-                sitk.GetArrayViewFromImage(sitk.ReadImage(str(file))) for file in (path, folder / path.name)
-            )
+            truth, found = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (path, folder / path.name))
             for pair in side_pairs(organ_labels(self.dataset_json))[0]:
                 for label, partner in (pair, pair[::-1]):
                     organ = self.annotations.organs[label - 1]

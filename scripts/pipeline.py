@@ -27,7 +27,8 @@ class Pipeline:
             "nnUNet_results": str(self.results),
             EXT_TRAINER: ext_trainer_with_plugin(os.environ.get(EXT_TRAINER)),
             "nnUNet_def_n_proc": processes,
-            "nnUNet_n_proc_DA": processes,
+            # nnU-Net's default is 12
+            "nnUNet_n_proc_DA": str(max(1, min(12, os.cpu_count() or 1))),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         self.seconds: dict[str, float] = {}

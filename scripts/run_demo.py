@@ -41,8 +41,8 @@ def main() -> int:
     pipeline.run("train", f"nnUNetv2_train 55 3d_fullres 0 {model} -device {best_device()}")
     pipeline.run(
         "predict",
-        f"nnUNetv2_predict -d 55 -i {raw / 'imagesTs'} -o {predictions} {model} -c 3d_fullres -f 0 -device {best_device()} "
-        f"-npp 1 -nps 1",
+        f"nnunet_oar predict -d 55 -i {raw / 'imagesTs'} -o {predictions} {model} -f 0 -device {best_device()} "
+        f"--disable_progress_bar",
     )
     scores = pipeline.folder / "scores"
     pipeline.run(

@@ -53,8 +53,8 @@ def rescore_summary(
     summary = load_summary_json(str(file))
     cases = summary["metric_per_case"]
     for case in cases:
-        scored = annotations.scored(Path(case["prediction_file"]).name[: -len(file_ending)])
-        for label in np.flatnonzero(~scored) + 1:
+        annotated = annotations.annotated(Path(case["prediction_file"]).name[: -len(file_ending)])
+        for label in np.flatnonzero(~annotated) + 1:
             case["metrics"][label] = dict.fromkeys(case["metrics"][label], float("nan"))
     summary["mean"] = {
         label: {metric: _mean([case["metrics"][label][metric] for case in cases]) for metric in metrics}

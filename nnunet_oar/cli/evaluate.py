@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 
 from nnunet_oar.environment import require_folders
 
 HELP = "score label maps against references: Dice, surface Dice, Hausdorff and mean surface distance, added path length, volume"
-DEFAULT_PROCESSES = os.cpu_count() or 1
+# of those that this process may use: a cluster's job has a few of the machine's
+DEFAULT_PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from nnunet_oar.evaluation.folders import Task
+    from nnunet_oar.evaluation.folders import Task, files_of, header_of
     from nnunet_oar.evaluation.metrics import DEFAULT_TOLERANCE_MM
-    from nnunet_oar.evaluation.tables import as_json, comparison_as_json, format_comparison, format_scores, write_csv
+    from nnunet_oar.evaluation.tables import (
+        as_json,
+        comparison_as_json,
+        format_comparison,
+        format_scores,
+        nnunet_summary,
+        write_csv,
+    )
     from nnunet_oar.files import written_whole
 
     if args.np < 1:
@@ -57,6 +66,9 @@ def run(args: argparse.Namespace) -> None:
     tolerances = tolerances_mm(args.tolerance, file)
     task = Task.of(args.i, args.ref, file, tolerances)
     organs = list(task.labels)
+    other_task = args.against and Task.of(args.against, args.ref, file, tolerances)
+    if other_task:
+        other_task.cases  # noqa: B018  (what is missing is said before anything is scored)
     scores = scored(task, args, "scoring")
     about = {
         "predictions": str(args.i.resolve()),
@@ -68,14 +80,20 @@ def run(args: argparse.Namespace) -> None:
     result = as_json(scores, organs, about)
     print(format_scores(scores, organs))
     if args.against is not None:
-        other = scored(Task.of(args.against, args.ref, file, tolerances), args, "scoring the others")
-        result["against"] = {"predictions": str(args.against), "difference": comparison_as_json(other, scores, organs)}
+        other = scored(other_task, args, "scoring the others")
+        result["against"] = {
+            "predictions": str(args.against.resolve()),
+            "difference": comparison_as_json(other, scores, organs),
+        }
         print(f"\n{format_comparison(other, scores, organs, short_names(args.against, args.i))}")
     args.o.mkdir(parents=True, exist_ok=True)
-    write_summary(task, args.o / "summary.json", args.np)
+    files = {case: files_of(task, case) for case in scores}
+    voxels = {case: math.prod(header_of(paths[0]).GetSize()) for case, paths in files.items()}
+    summary = nnunet_summary(scores, task.labels, files, voxels)
     write_csv(scores, args.o / "scores.csv")
-    with written_whole(args.o / "scores.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
+    for name, content in (("summary.json", summary), ("scores.json", result)):
+        with written_whole(args.o / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
     print(
         f"\nscores of {len(scores)} cases in {args.o}: scores.json, scores.csv, and summary.json as nnU-Net writes it"
     )
@@ -99,11 +117,15 @@ def dataset_json(args: argparse.Namespace) -> Path:
     if args.dataset_json is not None:
         return args.dataset_json
     require_folders("nnUNet_raw")
-    pattern = f"Dataset{int(args.d):03d}_*" if args.d.isdigit() else args.d
+    pattern = f"Dataset{int(args.d):03d}_*" if args.d.isdigit() else args.d or "DATASET"
     found = sorted(Path(os.environ["nnUNet_raw"]).glob(f"{pattern}/dataset.json"))
     if not found:
         raise ValueError(
             f"{os.environ['nnUNet_raw']} holds no {pattern}/dataset.json; or name the file with --dataset-json"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{args.d} could be {' or '.join(path.parent.name for path in found)}; give the whole name with -d"
         )
     return found[0]
 
@@ -113,6 +135,7 @@ def tolerances_mm(given: list[str], file: Path) -> dict[str, float]:
     from nnunet_oar.evaluation.folders import Task
 
     tolerances: dict[str, float] = {}
+    given_for: set[str | None] = set()
     for text in given:
         organ, _, number = text.rpartition("=")
         try:
@@ -121,25 +144,12 @@ def tolerances_mm(given: list[str], file: Path) -> dict[str, float]:
             value = 0.0
         if not 0 < value < float("inf"):
             raise ValueError(f"--tolerance: {text!r} must be mm above 0, or ORGAN=MM")
-        if organ:
+        if (organ or None) in given_for:
+            raise ValueError(f"--tolerance: two values for {organ or 'all organs'}")
+        given_for.add(organ or None)
+        if "=" in text:
             tolerances[organ] = value
         else:
             every = Task.of(Path(), Path(), file, {}).labels
             tolerances = dict.fromkeys(every, value) | tolerances
     return tolerances
-
-
-def write_summary(task, path: Path, processes: int) -> None:
-    """nnU-Net's own metrics in its own layout, without what cases do not annotate."""
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
-    from nnunet_oar.files import written_whole
-    from nnunet_oar.trainers.validation import rescore_summary
-
-    with written_whole(path, keep_ending=True) as temporary:
-        compute_metrics_on_folder(
-            str(task.references), str(task.predictions), str(temporary), SimpleITKIO(), task.file_ending,
-            list(task.labels.values()), num_processes=processes,
-        )  # fmt: skip
-        rescore_summary(temporary, task.annotations, task.file_ending)

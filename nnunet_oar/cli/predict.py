@@ -86,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.i is None or args.o is None:
         raise ValueError("-i and -o are needed: what to predict, and the folder for the results")
+    if args.num_parts < 1:
+        raise ValueError(f"-num_parts must be at least 1, got {args.num_parts}")
+    if not 0 <= args.remove_small < float("inf"):
+        raise ValueError(f"--remove-small must be mm^3, 0 or more, got {args.remove_small}")
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id must lie in 0 to {args.num_parts - 1}, with -num_parts {args.num_parts}")
     if args.o.exists() and not args.o.is_dir():
@@ -135,18 +139,20 @@ def predict(args: argparse.Namespace) -> int:
     outputs = Outputs(args.save_probabilities, args.preview, args.format or "nifti", names)
     args.o.mkdir(parents=True, exist_ok=True)
     todo = [case for case in cases if not (args.continue_prediction and case.done(args.o, outputs.probabilities))]
+    if len(todo) < len(cases) and not args.quiet:
+        print(f"{len(cases) - len(todo)} of {len(cases)} cases are there already and stay as they are")
     copy_descriptions(folder, args.o)
     if args.scheduler:
         outcomes = predict_on_cluster(args.scheduler, settings, todo, args.o, outputs)
     else:
         outcomes = predict_cases(predictor, todo, args.o, outputs)
     hidden = args.quiet or args.disable_progress_bar
-    failed = 0
+    failed = set()
     for outcome in tqdm(outcomes, "predicting", len(todo), disable=hidden, unit="CT"):
         for text in outcome.warnings:
             tqdm.write(f"{outcome.case.name}: {text}", file=sys.stderr)
         if outcome.error is not None:
-            failed += 1
+            failed.add(outcome.case.name)
             tqdm.write(f"nnunet_oar predict: {outcome.error}", file=sys.stderr)
             if outcome.case.output(args.o).exists():
                 tqdm.write(f"{outcome.case.output(args.o)} is of an earlier run", file=sys.stderr)
@@ -154,9 +160,9 @@ def predict(args: argparse.Namespace) -> int:
             tqdm.write(f"{outcome.case.name}: {outcome.case.output(args.o)}, {outcome.seconds:.1f} s")
     if args.statistics:
         part = f"_part{args.part_id}" if args.num_parts > 1 else ""
-        write_statistics(cases, args.o, f"statistics{part}")
+        write_statistics([case for case in cases if case.name not in failed], args.o, f"statistics{part}")
     if failed:
-        raise ValueError(f"{failed} of {len(todo)} cases were not predicted, see above")
+        raise ValueError(f"{len(failed)} of {len(todo)} cases were not predicted, see above")
     return 0
 
 
@@ -201,6 +207,10 @@ def model_folder(args: argparse.Namespace) -> Path:
     datasets = sorted(path for path in results.glob(pattern) if path.is_dir())
     if not datasets:
         raise ValueError(f"{results} holds no {pattern}; was it trained?")
+    if len(datasets) > 1:
+        raise ValueError(
+            f"{args.d} could be {' or '.join(path.name for path in datasets)}; give the whole name with -d"
+        )
     folder = datasets[0] / f"{args.tr}__{args.p}__{args.c}"
     if not folder.is_dir():
         there = sorted(path.name for path in datasets[0].iterdir() if path.is_dir())

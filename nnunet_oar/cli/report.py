@@ -34,12 +34,15 @@ def run(args: argparse.Namespace) -> None:
         scores = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as scores of nnunet_oar evaluate: {error}") from error
-    if not isinstance(scores, dict) or not {"cases", "organs", "labels", "mean_of_organs"} <= set(scores):
-        raise ValueError(f"{file} does not hold scores of nnunet_oar evaluate")
     if args.o.is_dir() or args.o.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"-o must be a file that ends in .html, got {args.o}")
+    if args.worst < 0:
+        raise ValueError(f"--worst must be 0 or more, got {args.worst}")
     if args.images is not None and not args.images.is_dir():
         raise ValueError(f"--images: {args.images} is not a folder")
     args.o.parent.mkdir(parents=True, exist_ok=True)
-    write_report(args.o, scores, args.images, args.worst, args.title, args.disable_progress_bar)
+    try:
+        write_report(args.o, scores, args.images, args.worst, args.title, args.disable_progress_bar)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{file} does not hold scores of nnunet_oar evaluate: {error!r}") from error
     print(f"wrote {args.o}")

@@ -83,11 +83,12 @@ def format_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def cases_of(folder: Path, file_ending: str) -> set[str]:
-    """Names of the files in a folder without their ending. Raises ValueError for what is no folder."""
+    """Names of the files in a folder without their ending, but hidden ones. Raises ValueError for what is no folder."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder")
     names = (path.name for path in Path(folder).iterdir())
-    return {name[: -len(file_ending)] for name in names if name.endswith(file_ending)}
+    # a killed process leaves .tmp.CASE.nii.gz, macOS ._CASE.nii.gz
+    return {name[: -len(file_ending)] for name in names if name.endswith(file_ending) and not name.startswith(".")}
 
 
 def require_same_grid(

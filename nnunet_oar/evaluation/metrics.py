@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import surface_distance
 from scipy import ndimage
+from scipy.spatial import cKDTree
+from surface_distance import lookup_tables
 
 DEFAULT_TOLERANCE_MM = 2.0
 
@@ -51,7 +53,7 @@ def pairs(prediction: np.ndarray, reference: np.ndarray, labels: Sequence[int]) 
         raise ValueError(f"prediction and reference must have one shape, got {prediction.shape} and {reference.shape}")
     # some writers store labels as floats
     whole = [of if of.dtype.kind in "iu" else of.astype(np.int32) for of in (prediction, reference)]
-    found = [ndimage.find_objects(of, max(labels, default=0)) for of in whole]
+    found = [ndimage.find_objects(of, max(labels, default=1)) for of in whole]
     for label in labels:
         boxes = [of[label - 1] for of in found if of[label - 1] is not None]
         if not boxes:
@@ -72,7 +74,7 @@ def scores(
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     slice_axis: int = 0,
 ) -> dict[str, float | str | None]:
-    """METRICS, `volume_ml`, `reference_ml` and `state` of one organ. None: not defined.
+    """METRICS, `volume_ml`, `reference_ml`, `state` and the voxels `tp`, `fp` and `fn` of one organ. None: not defined.
 
     prediction, reference: bool (Z, Y, X), with nothing of the organ outside. spacing_mm: in array order. slice_axis: across the
     slices in which contours are drawn.
@@ -91,15 +93,17 @@ def scores(
         volumes[0] > 0, volumes[1] > 0
     ]
     result: dict[str, float | str | None] = dict.fromkeys(METRICS)
+    common = int(np.count_nonzero(prediction & reference))
     result |= {"state": state, "volume_ml": volumes[0] * voxel_ml, "reference_ml": volumes[1] * voxel_ml}
+    result |= {"tp": common, "fp": int(volumes[0] - common), "fn": int(volumes[1] - common)}
     if state == ABSENT:
         return result
-    result["dice"] = 2 * np.count_nonzero(prediction & reference) / sum(volumes)
+    result["dice"] = 2 * common / sum(volumes)
     result["volume_difference_ml"] = (volumes[0] - volumes[1]) * voxel_ml
     result["added_path_mm"] = added_path(prediction, reference, spacing_mm, slice_axis)
     result["surface_dice"] = 0.0
     if state == FOUND:
-        distances = surface_distance.compute_surface_distances(reference, prediction, spacing_mm)
+        distances = surface_distances(reference, prediction, spacing_mm)
         result["surface_dice"] = float(surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm))
         result["hd95_mm"] = float(surface_distance.compute_robust_hausdorff(distances, 95))
         result["hd_mm"] = float(surface_distance.compute_robust_hausdorff(distances, 100))
@@ -109,6 +113,34 @@ def scores(
 
 
 _ENDS = (("distances", ("gt_to_pred", "pred_to_gt")), ("surfel_areas", ("gt", "pred")))
+
+
+def surface_distances(
+    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """What surface_distance.compute_surface_distances returns, from the surfaces' points alone: that one computes the distance of
+    every voxel of the box around both, which a stray voxel makes as large as the CT. Neither mask may be empty."""
+    points, areas = zip(*(surface(mask, spacing_mm) for mask in (reference, prediction)), strict=True)
+    found = {}
+    for name, of, own, other in (("gt_to_pred", "gt", 0, 1), ("pred_to_gt", "pred", 1, 0)):
+        distances = cKDTree(points[other]).query(points[own])[0]
+        order = np.lexsort((areas[own], distances))
+        found |= {f"distances_{name}": distances[order], f"surfel_areas_{of}": areas[own][order]}
+    return found
+
+
+def surface(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 3) in mm, at the corners that voxels inside and outside of a mask share, and the area (n,) in mm^2 of the surface
+    there, from surface-distance's table of the eight voxels around a corner."""
+    padded = np.pad(mask, 1).view(np.uint8)
+    shape = tuple(size + 1 for size in mask.shape)
+    codes = np.zeros(shape, np.uint8)
+    for corner in np.ndindex(2, 2, 2):
+        cut = tuple(slice(start, start + size) for start, size in zip(corner, shape, strict=True))
+        codes += padded[cut] * np.uint8(lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL[corner])
+    table = lookup_tables.create_table_neighbour_code_to_surface_area(tuple(float(value) for value in spacing_mm))
+    at = np.nonzero((codes != 0) & (codes != 255))
+    return np.stack(at, axis=1) * np.asarray(spacing_mm, np.float64), np.asarray(table)[codes[at]]
 
 
 def added_path(

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from nnunet_oar.evaluation.dice import dice_per_organ, require_same_grid
+from nnunet_oar.evaluation.folders import header_of
 from nnunet_oar.evaluation.metrics import METRICS
 from nnunet_oar.evaluation.picture import contour_picture, load_lps
 from nnunet_oar.evaluation.statistics import Difference, verdict
@@ -28,6 +29,8 @@ PLOTTED = ("dice", "hd95_mm")
 # Okabe and Ito's blue and vermilion
 BOX, POINT = "#0072B2", "#D55E00"
 PLOT_INCHES = 6.4
+# what is read of a manifest of nnunet_oar predict
+MANIFEST = {"warnings", "seconds", "model", "options", "device", "precision", "threads", "versions", "postprocessing"}
 
 
 def write_report(
@@ -48,7 +51,7 @@ def write_report(
     predictions = Path(scores["predictions"])
     ordered = sorted(scores["cases"], key=lambda case: (_mean_dice(scores["cases"][case]), case))
     manifests = {case: _manifest(predictions / f"{case}.json") for case in scores["cases"]}
-    shown = ordered[: max(worst, 0)]
+    shown = ordered[:worst]
     bar = tqdm(shown, "pictures", unit="case", disable=disable_progress_bar or images is None)
     text = (
         Environment(loader=PackageLoader("nnunet_oar.evaluation"), autoescape=True, undefined=StrictUndefined)
@@ -64,13 +67,13 @@ def write_report(
             plots=list(_plots(scores)),
             against=_against(scores.get("against")),
             shown=f"{len(shown)} of {len(ordered)} cases are shown." if len(shown) < len(ordered) else "",
-            case_heading=["organ", *(of.title for of in METRICS.values()), ""],
+            case_heading=["organ", *(of.title for of in METRICS.values()), "state"],
             cases=[_case(case, scores, manifests[case], images) for case in bar],
             settings=_settings(scores, manifests),
         )
     )
     with written_whole(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _mean_dice(of_case: Mapping[str, Mapping]) -> float:
@@ -84,7 +87,8 @@ def _manifest(path: Path) -> dict:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and "warnings" in found else {}
+    whole = isinstance(found, dict) and set(found) >= MANIFEST and isinstance(found["warnings"], list)
+    return found if whole else {}
 
 
 def _headline(scores: Mapping, manifests: Mapping[str, Mapping]) -> list[tuple[str, str]]:
@@ -125,7 +129,8 @@ def _organ_row(organ: str, of: Mapping) -> dict:
     }
 
 
-def _plots(scores: Mapping) -> Iterator[Markup]:
+def _plots(scores: Mapping) -> Iterator[tuple[str, str]]:
+    """(what it shows, SVG in base64)"""
     for name in PLOTTED:
         values = {
             organ: [of[organ][name] for of in scores["cases"].values() if organ in of and of[organ][name] is not None]
@@ -133,14 +138,16 @@ def _plots(scores: Mapping) -> Iterator[Markup]:
         }
         values = {organ: found for organ, found in values.items() if found}
         if values:
-            yield _box_plot(values, METRICS[name].title)
+            medians = ", ".join(f"{organ} {np.median(found):.3g}" for organ, found in values.items())
+            yield f"{METRICS[name].title} of each organ; medians: {medians}", _box_plot(values, METRICS[name].title)
 
 
-def _box_plot(values: Mapping[str, Sequence[float]], title: str) -> Markup:
+def _box_plot(values: Mapping[str, Sequence[float]], title: str) -> str:
     figure = Figure(figsize=(PLOT_INCHES, 1.0 + 0.32 * len(values)), layout="constrained")
     axis = figure.add_subplot()
     axis.boxplot(
-        list(values.values()), orientation="horizontal", tick_labels=list(values), widths=0.6, showfliers=False,
+        list(values.values()), orientation="horizontal", tick_labels=[organ.replace("$", r"\$") for organ in values],
+        widths=0.6, showfliers=False,
         boxprops={"color": BOX}, whiskerprops={"color": BOX}, capprops={"color": BOX},
         medianprops={"color": BOX, "linewidth": 2.5},
     )  # fmt: skip
@@ -151,8 +158,7 @@ def _box_plot(values: Mapping[str, Sequence[float]], title: str) -> Markup:
     axis.grid(axis="x", color="#d0d0d0", linewidth=0.6)
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    # without the XML prologue, which HTML has no place for
-    return Markup(text.getvalue()[text.getvalue().index("<svg") :])
+    return base64.b64encode(text.getvalue().encode()).decode()
 
 
 def _against(against: Mapping | None) -> dict | None:
@@ -183,6 +189,10 @@ def _case(case: str, scores: Mapping, manifest: Mapping, images: Path | None) ->
         "name": case,
         "dice": "-" if mean > 1 else f"{mean:.3f}",
         "warnings": manifest.get("warnings", []),
+        "postprocessed": ", ".join(
+            f"{organ} {of['added']} voxels added, {of['removed']} removed"
+            for organ, of in manifest.get("postprocessing", {}).items()
+        ),
         "picture": None if images is None else _picture(case, scores, images),
         "rows": rows,
     }
@@ -197,8 +207,16 @@ def _picture(case: str, scores: Mapping, images: Path) -> str:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise ValueError(f"{missing[0]} is not there: the picture of {case} needs CT, prediction and reference")
-    (image, spacing_mm), (prediction, _), (reference, _) = map(load_lps, files)
-    labels = {organ: label for organ, label in scores["labels"].items() if organ in scores["cases"][case]}
+    require_same_grid(case, *(header_of(file) for file in (files[0], files[1])))
+    try:
+        (image, spacing_mm), (prediction, _), (reference, _) = map(load_lps, files)
+    except RuntimeError as error:
+        raise ValueError(f"{case}: a file of its picture cannot be read: {str(error).splitlines()[-1]}") from error
+    of_case = scores["cases"][case]
+    labels = {organ: label for organ, label in scores["labels"].items() if organ in of_case}
+    for organ, dice in dice_per_organ(prediction, reference, labels).items():
+        if abs((dice or 0.0) - (of_case[organ]["dice"] or 0.0)) > 1e-6 and "ignore" not in scores["labels"]:
+            raise ValueError(f"{case}: its label maps have changed since they were scored; evaluate them again")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         contour_picture(image, prediction, reference, spacing_mm, labels, path)
@@ -210,6 +228,9 @@ def _settings(scores: Mapping, manifests: Mapping[str, Mapping]) -> list[tuple[s
     manifest = next((of for of in manifests.values() if of), None)
     if manifest is None:
         return found
+    models = {json.dumps(of["model"], sort_keys=True) for of in manifests.values() if of}
+    if len(models) > 1:
+        return [*found, ("models", f"the predictions come from {len(models)} different models")]
     model, versions = manifest["model"], manifest["versions"]
     found += [
         ("trainer", model["trainer"]),

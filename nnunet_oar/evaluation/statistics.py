@@ -33,12 +33,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """second minus first over the `n` cases in which both are defined. p: of Wilcoxon's signed-rank test, two-sided; corrected: for
+    """second minus first over the `n` cases in which both are defined. more: 1 where it is the larger one by the sum of ranks, -1
+    where the smaller one. p: of Wilcoxon's signed-rank test, two-sided; corrected: for
     the number of organs, by Benjamini and Hochberg's false discovery rate. None where the test has nothing to say (fewer than two
     cases, or all equal)."""
 
     n: int
     mean: float
+    median: float
+    more: int
     p: float | None
     corrected: float | None = None
 
@@ -74,7 +77,7 @@ def organ_spreads(scores: Scores, organs: Sequence[str]) -> dict[str, dict[str, 
 
 
 def counts(scores: Scores, organ: str) -> dict[str, int]:
-    """`scored`: cases that annotate the organ and show it or have it predicted; `missed` and `invented` of these."""
+    """`annotated`: cases in which the organ is scored, present or not; `missed` and `invented` of these."""
     states = [of[organ]["state"] for of in scores.values() if organ in of]
     return {
         "annotated": len(states),
@@ -98,7 +101,10 @@ def compared(first: Scores, second: Scores, organs: Sequence[str], metric: str) 
         if len(differences):
             testable = len(differences) > 1 and differences.any()
             p = float(stats.wilcoxon(differences).pvalue) if testable else None
-            found[organ] = Difference(len(differences), float(differences.mean()), p)
+            changed = differences[differences != 0]
+            more = int(np.sign(np.sum(np.sign(changed) * stats.rankdata(np.abs(changed)))))
+            mean, median = float(differences.mean()), float(np.median(differences))
+            found[organ] = Difference(len(differences), mean, median, more, p)
     tested = [organ for organ in found if found[organ].p is not None]
     corrected = stats.false_discovery_control([found[organ].p for organ in tested]) if tested else ()
     for organ, p in zip(tested, corrected, strict=True):
@@ -107,7 +113,10 @@ def compared(first: Scores, second: Scores, organs: Sequence[str], metric: str) 
 
 
 def verdict(difference: Difference, up: bool) -> str:
-    """better, worse, or no difference that the cases show."""
-    if difference.corrected is None or difference.corrected >= SIGNIFICANT or difference.mean == 0:
+    """better, worse, or no difference that the cases show. The test looks at ranks: where most cases go one way and the mean, by
+    a few, the other, neither is said."""
+    if difference.corrected is None or difference.corrected >= SIGNIFICANT:
+        return "-"
+    if difference.more != np.sign(difference.mean):
         return "-"
     return "better" if (difference.mean > 0) == up else "worse"

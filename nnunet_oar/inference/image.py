@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from nnunet_oar.axes import orientation
 from nnunet_oar.datasets.convert.volumes import require_one_direction
 from nnunet_oar.dicom.series import Series, read_series
 from nnunet_oar.dicom.volume import Stack, hu_image
-from nnunet_oar.inference.headers import require_lasting, require_sound_header
+from nnunet_oar.headers import require_numbers, require_sound_header, require_whole
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
@@ -70,7 +68,11 @@ def as_image(source: Any, spacing_mm: Sequence[float] | None = None, direction: 
             )
         if source.ndim not in (3, 4):
             raise ValueError(f"an array must be (Z, Y, X) or (C, Z, Y, X), got {source.shape}")
-        image = Image(source if source.ndim == 4 else source[None], _triple(spacing_mm), orientation(direction))
+        if np.shape(direction) not in ((9,), (3, 3)) or not abs(np.linalg.det(np.reshape(direction, (3, 3)))) > 0.5:
+            raise ValueError(f"direction must be ITK's nine cosines, whose axes span space, got {direction}")
+        image = Image(
+            source if source.ndim == 4 else source[None], _triple(spacing_mm), orientation(np.ravel(direction))
+        )
     elif isinstance(source, sitk.Image):
         if source.GetDimension() != 3 or source.GetNumberOfComponentsPerPixel() != 1:
             raise ValueError(_not_one_ct(source.GetSize(), source.GetNumberOfComponentsPerPixel()))
@@ -161,8 +163,8 @@ def _read(path: Path):
     require_sound_header(path)
     if is_nifti:
         header = nibabel.load(path)
-        _require_whole(path, header)
-        _require_numbers(header)
+        require_whole(path, header)
+        require_numbers(header)
         if len(header.shape) == 3:
             require_one_direction(path, header)
     try:
@@ -172,26 +174,6 @@ def _read(path: Path):
         if is_nifti and "orthonormal" in str(error):
             return nibabel.load(path)
         raise
-
-
-def _require_whole(path: Path, header: nibabel.spatialimages.SpatialImage) -> None:
-    """Raise ValueError unless the file holds all voxels, with gzip's checksum: ITK reads what is missing as it pleases."""
-    needed = header.dataobj.offset + math.prod(header.shape) * header.get_data_dtype().itemsize
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        size = require_lasting(path, iter(partial(file.read, 1 << 20), b""))
-    if size < needed:
-        raise ValueError(f"{path} is cut off: it holds {size} bytes of the {needed} that its header promises")
-
-
-def _require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
-    """Raise ValueError for a spacing that is none and for voxels that are not finite: ITK repairs both without a word."""
-    sizes = [*image.header.get_zooms()[:3], *np.linalg.norm(image.affine[:3, :3], axis=0)]
-    if not all(np.isfinite(size) and size > 0 for size in sizes):
-        raise ValueError(f"the header's spacing must be above 0 mm, got {[float(size) for size in sizes]}")
-    if image.get_data_dtype().kind == "f":
-        bad = int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))
-        if bad:
-            raise ValueError(f"{bad} voxels are NaN or infinite; repair the image first")
 
 
 def _refuse_implausible(image: Image) -> None:

@@ -82,7 +82,7 @@ class OARPredictor:
         self,
         model_folder: Path | str,
         device: str | torch.device = "auto",
-        folds: Sequence[int | str] | None = None,
+        folds: Sequence[int | str] | int | str | None = None,
         checkpoint_name: str = "checkpoint_final.pth",
         *,
         organs: Sequence[str] | None = None,
@@ -91,6 +91,7 @@ class OARPredictor:
         trust_checkpoint: bool = False,
     ):
         self.device = choose_device(device)
+        folds = [folds] if isinstance(folds, (int, str)) else folds
         self.model: Model = load_model(model_folder, folds, checkpoint_name, trust_checkpoint)
         self.plan = self.model.plan
         if self.model.reader not in READERS:

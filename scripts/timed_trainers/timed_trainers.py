@@ -17,6 +17,8 @@ from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 EPOCHS, ITERATIONS, VALIDATION_ITERATIONS = "OAR_BENCHMARK_EPOCHS", "OAR_BENCHMARK_ITERATIONS", 2
+# steps that are not timed: kernels are chosen, networks compiled, and batches are there that were made before
+WARM_UP = 4
 
 
 class WaitingFor:
@@ -36,12 +38,15 @@ class Timed:
     def on_train_start(self):
         super().on_train_start()
         self.steps, self.seconds_of_steps = 0, 0.0
-        self.dataloader_train = WaitingFor(self.dataloader_train)
+        self.dataloader_train, self.warm_up = WaitingFor(self.dataloader_train), WARM_UP
 
     def train_step(self, batch: dict) -> dict:
         start = time.perf_counter()
         output = super().train_step(batch)
-        self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + time.perf_counter() - start
+        if self.warm_up:
+            self.warm_up, self.dataloader_train.seconds = self.warm_up - 1, 0.0
+        else:
+            self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + time.perf_counter() - start
         return output
 
     def on_train_end(self):

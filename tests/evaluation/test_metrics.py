@@ -1,5 +1,7 @@
 """Metrics against brute force and two libraries, on anisotropic voxels."""
 
+import time
+
 import numpy as np
 import pytest
 import surface_distance
@@ -35,6 +37,9 @@ def test_cut_out_organs_score_as_whole_volumes_do(seed):
     )
     assert found["hd95_mm"] == pytest.approx(surface_distance.compute_robust_hausdorff(distances, 95), abs=1e-3)
     assert found["hd_mm"] == pytest.approx(surface_distance.compute_robust_hausdorff(distances, 100), abs=1e-3)
+    to_prediction, to_reference = surface_distance.compute_average_surface_distance(distances)
+    areas = [distances[f"surfel_areas_{of}"].sum() for of in ("gt", "pred")]
+    assert found["msd_mm"] == pytest.approx(np.average([to_prediction, to_reference], weights=areas), abs=1e-6)
     voxel = np.prod(spacing) / 1000
     assert found["volume_ml"] == pytest.approx(prediction.sum() * voxel, abs=1e-6)
     assert found["volume_difference_ml"] == pytest.approx((prediction.sum() - reference.sum()) * voxel, abs=1e-6)
@@ -69,6 +74,17 @@ def test_surface_dice_as_monai(seed):
         *one_hot, class_thresholds=[2.0], spacing=spacing, use_subvoxels=True, include_background=False
     )
     assert scores(prediction, reference, spacing, 2.0)["surface_dice"] == pytest.approx(float(theirs), abs=1e-4)
+
+
+def test_a_stray_voxel_costs_no_more_than_its_surface():
+    """Far away, it makes the box as large as the CT."""
+    reference = np.zeros((200, 300, 300), bool)
+    reference[90:110, 140:160, 140:160] = True
+    prediction = reference.copy()
+    prediction[0, 0, 0] = prediction[-1, -1, -1] = True
+    start = time.perf_counter()
+    found = scores(prediction, reference, (2.5, 1.0, 1.0))
+    assert found["hd_mm"] > 200 and time.perf_counter() - start < 5
 
 
 def test_by_hand():

@@ -81,9 +81,18 @@ def test_paired_differences():
     # Benjamini and Hochberg: two organs are tested
     assert found["noise"].corrected == pytest.approx(expected["noise"])
     assert found["better"].corrected == pytest.approx(min(2 * expected["better"], expected["noise"]))
-    assert found["same"].p is None and found["short"] == Difference(1, pytest.approx(0.1), None)
+    assert found["same"].p is None and found["short"] == Difference(1, pytest.approx(0.1), pytest.approx(0.1), 1, None)
     assert [verdict(found[name], True) for name in ("better", "same", "short")] == ["better", "-", "-"]
     assert verdict(found["better"], False) == "worse"
+
+
+def test_one_case_does_not_turn_the_verdict():
+    """13 cases better, one much worse: the test looks at ranks, the mean at one case."""
+    first = made(a=[5.0] * 14)
+    second = made(a=[5.0 - 0.1 * index for index in range(1, 14)] + [65.0])
+    found = compared(first, second, ["a"], "dice")["a"]
+    assert found.corrected < 0.05 and found.mean > 0 and found.median < 0 and found.more == -1
+    assert verdict(found, True) == verdict(found, False) == "-"
 
 
 def test_cases_that_one_lacks_are_left_out():

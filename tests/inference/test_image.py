@@ -431,6 +431,8 @@ def test_rounded_geometry_is_one_grid(tmp_path):
     [
         (np.zeros((3, 4)), (1, 1, 1), np.eye(3).ravel(), r"must be \(Z, Y, X\)"),
         (np.zeros((3, 4, 5)), (1, 1, 1), None, "needs spacing_mm"),
+        (np.zeros((3, 4, 5)), (1, 1, 1), (0,) * 9, "whose axes span space"),
+        (np.zeros((3, 4, 5)), (1, 1, 1), (1, 0, 0), "whose axes span space"),
         (np.zeros((3, 4, 5)), None, np.eye(3).ravel(), "needs spacing_mm"),
         (np.zeros((3, 4, 5)), (1, 1), np.eye(3).ravel(), "three numbers of mm above 0"),
         (np.zeros((3, 4, 5)), (1, 0, 1), np.eye(3).ravel(), "three numbers of mm above 0"),

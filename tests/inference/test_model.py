@@ -129,7 +129,7 @@ def test_every_network_loads_and_predicts(name, tmp_path):
     model = make_model(tmp_path, plan)
     if name == "shared encoder":
         store(model, {"network_weights": stored(model)["network_weights"] | {"decoders_trained": torch.tensor(True)}})
-    predictor = OARPredictor(model, "cpu")
+    predictor = OARPredictor(model, "cpu", folds=0)
     assert type(predictor.model.networks[0]) is NETWORKS[type(plan)] and predictor.plan == plan
     array = np.random.default_rng(0).integers(-1000, 1000, (1, 20, 33, 37), np.int16)
     labels = predictor.run(Image(array, (3.0, 2.0, 2.0), "SPL")).labels

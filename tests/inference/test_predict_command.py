@@ -133,7 +133,7 @@ def test_wrong_usage_is_answered_by_one_sentence(model, folder, tmp_path, capsys
     monkeypatch.setattr(batch, "CONNECT_SECONDS", 1)
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
-    (empty / "slice.dcm").write_bytes(b"")
+    (empty / "notes.txt").write_text("nothing")
     twice = tmp_path / "twice"
     twice.mkdir()
     for name in ("a.nrrd", "a_0000.mha"):
@@ -148,8 +148,10 @@ def test_wrong_usage_is_answered_by_one_sentence(model, folder, tmp_path, capsys
         (("-i", folder, "-o", out, "-m", model, "-num_parts", 2, "-part_id", 2), "-part_id must lie in 0 to 1"),
         (("-i", folder, "-o", folder, "-m", model), "would replace the CTs"),
         (("-i", tmp_path / "nowhere", "-o", out, "-m", model), "nowhere does not exist"),
+        (("-i", folder, "-o", out, "-m", model, "-num_parts", 0), "-num_parts must be at least 1"),
+        (("-i", folder, "-o", out, "-m", model, "--remove-small", "nan"), "--remove-small must be mm^3, 0 or more"),
+        (("-i", folder, "-o", out, "-m", model, "--remove-small", -3), "--remove-small must be mm^3, 0 or more"),
         (("-i", empty, "-o", out, "-m", model), "holds no image"),
-        (("-i", empty, "-o", out, "-m", model), "DICOM is not read yet"),
         (("-i", twice, "-o", out, "-m", model), "would be the same case"),
         (("-o", out, "-m", model), "-i and -o are needed"),
         (("-i", folder, "-o", out, "-m", model, "-q", "--scheduler", "tcp://127.0.0.1:9"), "scheduler"),
@@ -267,7 +269,7 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
     assert predict("-i", folder / "one_0000.nii.gz", "-o", tmp_path / "out", "-m", model, *options) == 0
     content = json.loads((tmp_path / "out" / "one.json").read_text())
     assert set(content) == {
-        "case", "input", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement", "boxes",
+        "case", "input", "series", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement", "boxes",
         "seconds", "model", "options", "device", "precision", "threads", "versions",
     }  # fmt: skip
     assert content["case"] == "one" and content["input"] == ["one_0000.nii.gz"] and content["device"] == "cpu"
@@ -466,7 +468,9 @@ def test_what_is_done_is_not_touched_when_a_prediction_goes_on(model, folder, tm
     (out / "one.nii.gz").unlink()
     capsys.readouterr()
     assert predict(*command, "--continue_prediction") == 0
-    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == ["one"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "2 of 3 cases are there already and stay as they are" and len(printed) == 2
+    assert printed[1].startswith("one: ")
     for name, time in before.items():
         if name.startswith(("any name", "three")):
             assert (out / name).stat().st_mtime_ns == time, name
@@ -476,6 +480,15 @@ def test_what_is_done_is_not_touched_when_a_prediction_goes_on(model, folder, tm
     # labels without the probabilities that are wanted now are not done
     assert predict(*command, "--continue_prediction", "--save_probabilities") == 0
     assert sorted(path.stem for path in out.glob("*.npz")) == ["any name", "one", "three"]
+
+
+def test_statistics_are_not_those_of_an_earlier_run(model, folder, tmp_path):
+    command = ("-i", folder, "-o", tmp_path / "out", "-m", model, "-f", 0, "--statistics", "-q")
+    assert predict(*command) == 0
+    (folder / "three.mha").write_bytes(b"damaged since")
+    assert predict(*command) == 1
+    rows = list(csv.DictReader((tmp_path / "out" / "statistics.csv").read_text().splitlines()))
+    assert {row["case"] for row in rows} == {"one", "any name"}
 
 
 def test_the_model_by_number_name_trainer_plans_and_configuration(model, folder, tmp_path, monkeypatch, capsys):
@@ -567,14 +580,14 @@ def test_channels_that_do_not_fit(model, tmp_path, capsys):
     assert "a_0001.nrrd" in error and "must lie on one grid" in error and "1 of 1 cases" in error
 
 
-def test_a_folder_of_nothing_and_a_folder_of_dicom(model, tmp_path, capsys):
+def test_a_folder_of_nothing_and_a_folder_of_damaged_dicom(model, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     command = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model)
     error = refusal(capsys, *command)
-    assert str(tmp_path / "in") in error and ".nii.gz" in error and "DICOM" not in error
+    assert str(tmp_path / "in") in error and ".nii.gz" in error and "DICOM" in error
     (tmp_path / "in" / "1.DCM").write_bytes(b"DICM")
-    assert "DICOM" in refusal(capsys, *command)
-    assert "holds no image" in refusal(capsys, "-i", tmp_path / "in" / "1.DCM", "-o", tmp_path / "out", "-m", model)
+    assert predict(*command) == 1 and "1.DCM is damaged" in capsys.readouterr().err
+    assert "is one slice" in refusal(capsys, "-i", tmp_path / "in" / "1.DCM", "-o", tmp_path / "out", "-m", model)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the device that must be missing")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import nibabel
+import numpy as np
 
 # longer than any header of text
 LONGEST = 1 << 20
@@ -30,6 +31,27 @@ def require_sound_header(path: Path) -> None:
         _text(path, b":", lambda line: line.strip() == b"", _nrrd_spacing, _nrrd_check)
     else:
         _text(path, b"=", lambda line: line.startswith(b"ElementDataFile"), _meta_spacing, _meta_check)
+
+
+def require_whole(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
+    """Raise ValueError unless a NIfTI file holds all voxels of its header, with gzip's checksum: ITK reads what is missing as it
+    pleases."""
+    needed = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        size = require_lasting(path, iter(partial(file.read, 1 << 20), b""))
+    if size < needed:
+        raise ValueError(f"{path} is cut off: it holds {size} bytes of the {needed} that its header promises")
+
+
+def require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
+    """Raise ValueError for a spacing that is none and for voxels that are not finite: ITK repairs both without a word."""
+    sizes = [*image.header.get_zooms()[:3], *np.linalg.norm(image.affine[:3, :3], axis=0)]
+    if not all(np.isfinite(size) and size > 0 for size in sizes):
+        raise ValueError(f"the header's spacing must be above 0 mm, got {[float(size) for size in sizes]}")
+    if image.get_data_dtype().kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))
+        if bad:
+            raise ValueError(f"{bad} voxels are NaN or infinite; repair the image first")
 
 
 def require_lasting(path: Path, chunks: Iterator[bytes]) -> int:
