@@ -269,8 +269,8 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
     assert predict("-i", folder / "one_0000.nii.gz", "-o", tmp_path / "out", "-m", model, *options) == 0
     content = json.loads((tmp_path / "out" / "one.json").read_text())
     assert set(content) == {
-        "case", "input", "series", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement", "boxes",
-        "seconds", "model", "options", "device", "precision", "threads", "versions",
+        "case", "input", "series", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement",
+        "boxes", "seconds", "model", "options", "device", "precision", "threads", "versions",
     }  # fmt: skip
     assert content["case"] == "one" and content["input"] == ["one_0000.nii.gz"] and content["device"] == "cpu"
     assert content["shape"] == [9, 12, 14] and content["spacing_mm"] == [3, 2, 2]
