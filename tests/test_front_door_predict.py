@@ -20,7 +20,11 @@ def disguise(source, target) -> None:
     sitk.WriteImage(sitk.DICOMOrient(image, "RPI"), str(target))
 
 
-@pytest.mark.parametrize("name", ["trained", "instances", "heatmaps", "shared", "attention"])
+# half a minute each; the default suite has one of them
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("instances", "heatmaps", "shared", "attention")]
+
+
+@pytest.mark.parametrize("name", ["trained", *OTHERS])
 def test_the_answer_is_that_of_nnunet(name, request, tmp_path):
     workspace = request.getfixturevalue(name)
     images = tmp_path / "images"
