@@ -47,7 +47,8 @@ def _size(plan: OARPlan, name: str, organ: Mapping[str, Any]) -> list[str]:
     if name in plan.organ_volume_ml:
         low, high = plan.organ_volume_ml[name]
         if not low * (1 - VOLUME_TOLERANCE) <= organ["ml"] <= high * (1 + VOLUME_TOLERANCE):
-            texts.append(f"{name} has {organ['ml']:.3g} ml, in training it had {low:.3g} to {high:.3g}")
+            found, least, most = (f"{ml:.0f}" if ml >= 100 else f"{ml:.3g}" for ml in (organ["ml"], low, high))
+            texts.append(f"{name} has {found} ml, in training it had {least} to {most}")
     if name in plan.organ_extent_vox:
         for size, low, high in zip(organ["extent_vox"], *plan.organ_extent_vox[name], strict=True):
             # a voxel more or less at each end is no other organ
