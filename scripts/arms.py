@@ -38,7 +38,11 @@ class Data:
         self.raw, self.preprocessed = pipeline.raw / name, pipeline.preprocessed / name
         self.peak_gb: dict[str, float] = {}
         if not self.raw.is_dir():
-            make(self.raw)
+            # an attempt that was cut off is not taken for the data set
+            partial = self.raw.with_name(f".partial-{name}")
+            shutil.rmtree(partial, ignore_errors=True)
+            make(partial)
+            partial.rename(self.raw)
         self.dataset_json = json.loads((self.raw / "dataset.json").read_text())
         self.annotations = Annotations.from_dataset_json(self.dataset_json)
         self.cases = sorted(path.name[: -len(".nii.gz")] for path in (self.raw / "labelsTr").iterdir())
@@ -98,11 +102,13 @@ class Data:
         if configuration["data_identifier"] != shared:
             configuration["data_identifier"] = shared
             file.write_text(json.dumps(plans, indent=1))
-        if not (self.preprocessed / shared).is_dir():
+        done = self.preprocessed / f"{shared}.done"
+        if not done.is_file():
             self.pipeline.run(
                 f"{self.name}-{name}-preprocess",
                 f"nnUNetv2_preprocess -d {self.number} -plans_name {name} -c 3d_fullres -np 2",
             )
+            done.touch()
         return name
 
     def train_by_plans(self, trainer: str, name: str) -> Path:

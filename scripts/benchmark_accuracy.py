@@ -260,8 +260,10 @@ def main() -> int:
     pipeline = Pipeline(args.o)
     pipeline.environment[EXT_TRAINER] += f"{os.pathsep}{TIMED_TRAINERS}"
     os.environ.update(pipeline.environment)
-    data = Data(pipeline, name, make)
     file = args.o / f"accuracy-{args.data}.json"
+    if args.table and not file.is_file():
+        parser.error(f"--table: there is no {file} yet")
+    data = Data(pipeline, name, make)
     results = load_results(file)
     for seed in [] if args.table else args.seeds:
         for method in chosen:
