@@ -21,6 +21,8 @@ def drop_small(mask: np.ndarray, fraction: float = 0.05) -> np.ndarray:
     if box is not None:
         # A quotient, because it rounds as the literal did: 7 of 100 is the float 0.07, but 0.07 * 100 is more than 7
         large = sizes / sizes.max() >= fraction
+        if large.all():
+            return mask != 0
         kept[box.slices] = np.concatenate(([False], large))[labels]
     return kept
 

@@ -223,12 +223,12 @@ class OARPredictor:
             changes = postprocess(labels, where, steps, axis, spacing_mm)
             result.postprocessed = {plan.organs[label - 1]: change for label, change in changes.items()}
         for label, box in where.items():
-            here = labels[box.slices]
-            mask = here == label
-            if plan.organs[label - 1] not in self.organs:
+            here, unwanted = labels[box.slices], plan.organs[label - 1] not in self.organs
+            if unwanted or self.remove_small_mm3 > 0:
+                mask = here == label
+                if not unwanted:
+                    mask &= ~drop_below(mask, self.remove_small_mm3 / np.prod(spacing_mm))
                 here[mask] = 0
-            elif self.remove_small_mm3 > 0:
-                here[mask & ~drop_below(mask, self.remove_small_mm3 / np.prod(spacing_mm))] = 0
 
 
 class _Agreement:
