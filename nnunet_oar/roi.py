@@ -72,10 +72,6 @@ class Box:
             return None
         if isinstance(mask, Tensor) and mask.device.type == "cpu":
             mask = (mask != 0).numpy()  # NumPy stops at the first hit, torch reads on: a factor of 20 on a whole CT
-        if not isinstance(mask, Tensor) and all(
-            mask[(slice(None),) * axis + (index,)].any() for axis in range(mask.ndim) for index in (0, -1)
-        ):
-            return cls.full(mask.shape)  # cut out around its voxels already
         start, stop = [], []
         # One axis at a time: find its range, cut to it, then drop the axis. The large array is read about twice in all,
         # where an index list of the foreground (nonzero) would take 24 bytes for each of its voxels.

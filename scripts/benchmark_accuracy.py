@@ -51,7 +51,7 @@ STOCK = {
 WITHOUT_HARD_VOXELS = "OARSharedEncoderTrainer-plain"
 VARIANTS = {WITHOUT_HARD_VOXELS: (SHARED, {"hard_voxel_weight": 0.0})}
 EPOCHS = 10
-PROBE = {"epochs": 1, "iterations_per_epoch": 16, "val_iterations": 1}
+PROBE_ITERATIONS = 16
 # trained on the cases that annotate everything alone: what the others lack is background to stock nnU-Net
 COMPLETE = "-complete"
 TABLE = ("dice", "surface_dice", "hd95_mm")
@@ -108,7 +108,7 @@ class Method:
                 | self.changes
                 | changes
             )
-            return self.data.train(self.plans, key, changes, self.data.cases, suffix="_timed")
+            return self.data.train(self.plans, key, changes, self.cases, suffix="_timed")
         self.data.pipeline.environment |= {
             "OAR_BENCHMARK_EPOCHS": str(epochs),
             "OAR_BENCHMARK_ITERATIONS": str(iterations),
@@ -124,7 +124,7 @@ class Method:
             # where there are phases, the last is the slowest; an untrained coarse branch would find organs everywhere
             phases = self.configuration[SECTION].get("phases")
             changes = {"phases": [phases[-1] | {"start": 0, "boxes": "truth"}]} if phases else {}
-        model = self.train(f"probe-{self.name}", 1, PROBE["epochs"], PROBE["iterations_per_epoch"], changes)
+        model = self.train(f"probe-{self.name}", 1, 1, PROBE_ITERATIONS, changes)
         times = times_of(model)
         return (times["seconds in steps"] + times["seconds of waiting"]) / times["steps"]
 

@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-from nnunet_oar.environment import require_folders
+from nnunet_oar.environment import dataset_folder
 
 HELP = "score label maps against references: Dice, surface Dice, Hausdorff and mean surface distance, added path length, volume"
 # of those that this process may use: a cluster's job has a few of the machine's
@@ -63,10 +63,11 @@ def run(args: argparse.Namespace) -> None:
     if args.o.exists() and not args.o.is_dir():
         raise ValueError(f"-o: {args.o} is a file; name a folder")
     file = dataset_json(args)
-    tolerances = tolerances_mm(args.tolerance, file)
-    task = Task.of(args.i, args.ref, file, tolerances)
+    tolerances = tolerances_mm(args.tolerance)
+    others_mm = tolerances.pop("", DEFAULT_TOLERANCE_MM)
+    task = Task.of(args.i, args.ref, file, tolerances, others_mm)
     organs = list(task.labels)
-    other_task = args.against and Task.of(args.against, args.ref, file, tolerances)
+    other_task = args.against and Task.of(args.against, args.ref, file, tolerances, others_mm)
     if other_task:
         other_task.cases  # noqa: B018  (what is missing is said before anything is scored)
     scores = scored(task, args, "scoring")
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         "references": str(args.ref.resolve()),
         "file_ending": task.file_ending,
         "labels": dict(task.labels),
-        "tolerance_mm": {organ: tolerances.get(organ, DEFAULT_TOLERANCE_MM) for organ in organs},
+        "tolerance_mm": {organ: task.tolerance_mm(organ) for organ in organs},
     }
     result = as_json(scores, organs, about)
     print(format_scores(scores, organs))
@@ -116,40 +117,22 @@ def scored(task, args: argparse.Namespace, text: str) -> dict:
 def dataset_json(args: argparse.Namespace) -> Path:
     if args.dataset_json is not None:
         return args.dataset_json
-    require_folders("nnUNet_raw")
-    pattern = f"Dataset{int(args.d):03d}_*" if args.d.isdigit() else args.d or "DATASET"
-    found = sorted(Path(os.environ["nnUNet_raw"]).glob(f"{pattern}/dataset.json"))
-    if not found:
-        raise ValueError(
-            f"{os.environ['nnUNet_raw']} holds no {pattern}/dataset.json; or name the file with --dataset-json"
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"{args.d} could be {' or '.join(path.parent.name for path in found)}; give the whole name with -d"
-        )
-    return found[0]
+    hint = "or name the file with --dataset-json"
+    return dataset_folder("nnUNet_raw", args.d, "dataset.json", hint) / "dataset.json"
 
 
-def tolerances_mm(given: list[str], file: Path) -> dict[str, float]:
-    """Organ -> mm. Raises ValueError for what is no number above 0."""
-    from nnunet_oar.evaluation.folders import Task
-
+def tolerances_mm(given: list[str]) -> dict[str, float]:
+    """Organ -> mm, under "" that of all others where it is given. Raises ValueError for what is no number above 0."""
     tolerances: dict[str, float] = {}
-    given_for: set[str | None] = set()
     for text in given:
-        organ, _, number = text.rpartition("=")
+        organ, separator, number = text.rpartition("=")
         try:
             value = float(number)
         except ValueError:
             value = 0.0
-        if not 0 < value < float("inf"):
+        if not 0 < value < float("inf") or (separator and not organ):
             raise ValueError(f"--tolerance: {text!r} must be mm above 0, or ORGAN=MM")
-        if (organ or None) in given_for:
+        if organ in tolerances:
             raise ValueError(f"--tolerance: two values for {organ or 'all organs'}")
-        given_for.add(organ or None)
-        if "=" in text:
-            tolerances[organ] = value
-        else:
-            every = Task.of(Path(), Path(), file, {}).labels
-            tolerances = dict.fromkeys(every, value) | tolerances
+        tolerances[organ] = value
     return tolerances

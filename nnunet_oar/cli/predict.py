@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_oar.environment import require_folders
+from nnunet_oar.environment import dataset_folder
 
 if TYPE_CHECKING:
     from nnunet_oar.inference.cases import Case
@@ -201,22 +200,11 @@ def model_folder(args: argparse.Namespace) -> Path:
         raise ValueError("name the model either by -m MODEL_FOLDER or by -d ID (with -tr, -p and -c)")
     if args.m is not None:
         return args.m
-    require_folders("nnUNet_results")
-    results = Path(os.environ["nnUNet_results"])
-    pattern = f"Dataset{int(args.d):03d}_*" if args.d.isdigit() else args.d
-    datasets = sorted(path for path in results.glob(pattern) if path.is_dir())
-    if not datasets:
-        raise ValueError(f"{results} holds no {pattern}; was it trained?")
-    if len(datasets) > 1:
-        raise ValueError(
-            f"{args.d} could be {' or '.join(path.name for path in datasets)}; give the whole name with -d"
-        )
-    folder = datasets[0] / f"{args.tr}__{args.p}__{args.c}"
+    dataset = dataset_folder("nnUNet_results", args.d, "", "was it trained?")
+    folder = dataset / f"{args.tr}__{args.p}__{args.c}"
     if not folder.is_dir():
-        there = sorted(path.name for path in datasets[0].iterdir() if path.is_dir())
-        raise ValueError(
-            f"{datasets[0]} holds no {folder.name}, but {', '.join(there) or 'nothing'}; see -tr, -p and -c"
-        )
+        there = sorted(path.name for path in dataset.iterdir() if path.is_dir())
+        raise ValueError(f"{dataset} holds no {folder.name}, but {', '.join(there) or 'nothing'}; see -tr, -p and -c")
     return folder
 
 

@@ -129,7 +129,9 @@ def read(path: Path, pixels: bool = True) -> pydicom.Dataset:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """By its ending or its first bytes."""
+    """By its ending or its first bytes; the directory of a medium does not."""
+    if path.name == DIRECTORY:
+        return False
     if path.suffix.lower() in ENDINGS:
         return True
     with open(path, "rb") as file:

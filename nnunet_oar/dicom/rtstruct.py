@@ -77,17 +77,8 @@ def write_rtstruct(
     Contours run along the pixels' edges at each slice's own position, see outlines.py. Raises ValueError where no label occurs,
     for names that DICOM cannot hold or that are not unique, and as `require_references`; nothing is written then.
     """
-    if labels.shape != (len(series.slices), *series.shape):
-        raise ValueError(
-            f"labels must be on the series' {len(series.slices)} slices of {series.shape}, got {labels.shape}"
-        )
-    header = require_references(series)
-    boxes = ndimage.find_objects(labels, max(organs))
-    present = [label for label in organs if boxes[label - 1] is not None]
-    if not present:
-        raise ValueError(f"{series.slices[0].path.parent}: no organ was found, and a structure set cannot be empty")
-    require_names([organs[label] for label in present])
-    contours = {label: _contours(labels, label, boxes[label - 1], series) for label in present}
+    header, boxes = regions(series, labels, organs, "a structure set")
+    contours = {label: _contours(labels, label, box, series) for label, box in boxes.items()}
     dataset = _structure_set(header, series, about)
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(header, series)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
@@ -111,6 +102,24 @@ def write_rtstruct(
         )
     with written_whole(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
+
+
+def regions(
+    series: Series, labels: np.ndarray, organs: Mapping[int, str], what: str
+) -> tuple[pydicom.Dataset, dict[int, tuple[slice, slice, slice]]]:
+    """What `require_references` returns, and label -> box of its pixels, of the labels that occur; arguments and errors
+    as of `write_rtstruct`. what: is written."""
+    if labels.shape != (len(series.slices), *series.shape):
+        raise ValueError(
+            f"labels must be on the series' {len(series.slices)} slices of {series.shape}, got {labels.shape}"
+        )
+    header = require_references(series)
+    boxes = ndimage.find_objects(labels, max(organs))
+    found = {label: boxes[label - 1] for label in organs if boxes[label - 1] is not None}
+    if not found:
+        raise ValueError(f"{series.slices[0].path.parent}: no organ was found, and {what} cannot be empty")
+    require_names([organs[label] for label in found])
+    return header, found
 
 
 def valid_value(header: pydicom.Dataset, keyword: str) -> Any:

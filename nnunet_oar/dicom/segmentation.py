@@ -10,7 +10,7 @@ import pydicom
 from pydicom.uid import generate_uid
 
 from nnunet_oar.dicom.files import CT_IMAGE, read
-from nnunet_oar.dicom.rtstruct import CHARACTERS, COPIED, About, require_names, require_references, valid_value
+from nnunet_oar.dicom.rtstruct import CHARACTERS, COPIED, About, regions, valid_value
 from nnunet_oar.dicom.series import Series, Slice
 from nnunet_oar.files import written_whole
 from nnunet_oar.version import __version__
@@ -38,11 +38,7 @@ def write_segmentation(
     from highdicom.color import CIELabColor
     from pydicom.sr.coding import Code
 
-    require_references(series)
-    present = [label for label in organs if (labels == label).any()]
-    if not present:
-        raise ValueError(f"{series.slices[0].path.parent}: no organ was found, and a segmentation cannot be empty")
-    require_names([organs[label] for label in present])
+    present = list(regions(series, labels, organs, "a segmentation")[1])
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=about.algorithm,
         version=__version__,

@@ -38,15 +38,8 @@ def score_folder(
     Raises ValueError before anything is scored where a case lies in one folder only, and where the two files of a case
     are not on the same voxel grid: nothing is resampled.
     """
-    cases = cases_of(predictions, file_ending)
-    true_cases = cases_of(references, file_ending)
-    for missing, folder in ((true_cases - cases, predictions), (cases - true_cases, references)):
-        if missing:
-            raise ValueError(f"{folder} lacks {len(missing)} of the cases to score: {', '.join(sorted(missing))}")
-    if not cases:
-        raise ValueError(f"neither {predictions} nor {references} holds a file that ends in {file_ending}")
     scores = {}
-    for case in sorted(cases):
+    for case in common_cases(predictions, references, file_ending):
         prediction = sitk.ReadImage(str(Path(predictions) / f"{case}{file_ending}"))
         reference = sitk.ReadImage(str(Path(references) / f"{case}{file_ending}"))
         require_same_grid(case, prediction, reference)
@@ -82,8 +75,18 @@ def format_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     return "\n".join(line.rstrip() for line in body)
 
 
-def cases_of(folder: Path, file_ending: str) -> set[str]:
-    """Names of the files in a folder without their ending, but hidden ones. Raises ValueError for what is no folder."""
+def common_cases(predictions: Path, references: Path, file_ending: str) -> list[str]:
+    """In alphabetical order. Raises ValueError where a case lies in one folder only, or there is none."""
+    cases, true_cases = _cases(predictions, file_ending), _cases(references, file_ending)
+    for missing, folder in ((true_cases - cases, predictions), (cases - true_cases, references)):
+        if missing:
+            raise ValueError(f"{folder} lacks {len(missing)} of the cases to score: {', '.join(sorted(missing))}")
+    if not cases:
+        raise ValueError(f"neither {predictions} nor {references} holds a file that ends in {file_ending}")
+    return sorted(cases)
+
+
+def _cases(folder: Path, file_ending: str) -> set[str]:
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder")
     names = (path.name for path in Path(folder).iterdir())

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
 from nnunet_oar.annotations import Annotations, organ_labels
-from nnunet_oar.evaluation.dice import cases_of, require_same_grid
-from nnunet_oar.evaluation.metrics import pairs, scores, tolerance_of
+from nnunet_oar.evaluation.dice import common_cases, require_same_grid
+from nnunet_oar.evaluation.metrics import DEFAULT_TOLERANCE_MM, pairs, scores
 from nnunet_oar.headers import require_numbers, require_sound_header, require_whole
 
 # crops that wait for a process, for each of them: enough to keep it busy, few enough for the memory
@@ -32,12 +32,21 @@ class Task:
     labels: Mapping[str, int]
     annotations: Annotations
     file_ending: str = ".nii.gz"
+    # of organs that have one of their own
     tolerances_mm: Mapping[str, float] = field(default_factory=dict)
+    default_tolerance_mm: float = DEFAULT_TOLERANCE_MM
     # nnU-Net's ignore label: what the reference marks with it is left out of both maps
     ignored: int | None = None
 
     @classmethod
-    def of(cls, predictions: Path, references: Path, dataset_json: Path, tolerances_mm: Mapping[str, float]) -> Task:
+    def of(
+        cls,
+        predictions: Path,
+        references: Path,
+        dataset_json: Path,
+        tolerances_mm: Mapping[str, float],
+        default_tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    ) -> Task:
         """Raises ValueError for a dataset.json that cannot be read or lacks what is needed, and for tolerances of other organs."""
         try:
             description = json.loads(Path(dataset_json).read_text())
@@ -51,22 +60,17 @@ class Task:
         unknown = sorted(set(tolerances_mm) - set(labels))
         if unknown:
             raise ValueError(f"a tolerance is given for {unknown[0]!r}; the organs are {', '.join(labels)}")
-        return cls(predictions, references, labels, annotations, ending, dict(tolerances_mm), ignored)
+        return cls(
+            predictions, references, labels, annotations, ending, dict(tolerances_mm), default_tolerance_mm, ignored
+        )
 
     @property
     def cases(self) -> list[str]:
         """In alphabetical order. Raises ValueError where a case lies in one folder only, or there is none."""
-        found = [cases_of(folder, self.file_ending) for folder in (self.predictions, self.references)]
-        for missing, folder in ((found[1] - found[0], self.predictions), (found[0] - found[1], self.references)):
-            if missing:
-                raise ValueError(
-                    f"{folder} lacks {len(missing)} of the cases to score: {', '.join(sorted(missing)[:5])}"
-                )
-        if not found[0]:
-            raise ValueError(
-                f"neither {self.predictions} nor {self.references} holds a file that ends in {self.file_ending}"
-            )
-        return sorted(found[0])
+        return common_cases(self.predictions, self.references, self.file_ending)
+
+    def tolerance_mm(self, organ: str) -> float:
+        return self.tolerances_mm.get(organ, self.default_tolerance_mm)
 
     def organs(self, case: str) -> dict[str, int]:
         """Those that the case is scored on, see `Annotations.scored`."""
@@ -90,7 +94,7 @@ def evaluate(task: Task, processes: int) -> Iterator[tuple[str, dict[str, dict]]
         done: dict[str, dict[str, dict]] = {case: {} for case in cases}
         at = 0
         for case, organ, pair, spacing_mm in _crops(task, cases):
-            arguments = (pair.prediction, pair.reference, spacing_mm, tolerance_of(organ, task.tolerances_mm))
+            arguments = (pair.prediction, pair.reference, spacing_mm, task.tolerance_mm(organ))
             waiting.append((case, organ, pool.submit(scores, *arguments)))
             while len(waiting) > WAITING * processes:
                 _take(waiting, done)

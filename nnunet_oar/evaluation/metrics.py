@@ -6,7 +6,7 @@ corners between voxels, and every mean or percentile over a surface weighs its e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -163,7 +163,3 @@ def _outlines(mask: np.ndarray, slice_axis: int) -> np.ndarray:
                 cut[axis] = slice(shift, shift + mask.shape[axis])
                 inner &= padded[tuple(cut)]
     return mask & ~inner
-
-
-def tolerance_of(organ: str, tolerances_mm: Mapping[str, float]) -> float:
-    return tolerances_mm.get(organ, DEFAULT_TOLERANCE_MM)

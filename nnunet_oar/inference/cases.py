@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nnunet_oar.dicom.files import DIRECTORY, first_image, looks_like_dicom
+from nnunet_oar.dicom.files import first_image, looks_like_dicom
 from nnunet_oar.dicom.rtstruct import About, require_references, write_rtstruct
 from nnunet_oar.dicom.segmentation import write_segmentation
 from nnunet_oar.dicom.volume import labels_on_slices
@@ -52,11 +52,15 @@ class Case:
 
 @dataclass(frozen=True)
 class DicomCase(Case):
-    """files: the folder of the series. refers: whether the result refers to the CT, by UIDs that it must then have."""
+    """files: the folder of the series."""
 
     series: str | None = None
     resample: bool = False
-    refers: bool = False
+
+    @property
+    def refers(self) -> bool:
+        """Whether the result is DICOM and refers to the CT, by UIDs that it must then have."""
+        return self.ending.endswith(".dcm")
 
     def read(self) -> Image:
         image = read_dicom(self.files[0], self.series, self.resample)
@@ -89,7 +93,6 @@ def find_cases(
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if not path.name.startswith("."))
     images = {path: ending for path in files if (ending := _ending(path)) is not None}
     dicom = [path for path in files if path not in images and path.is_file() and looks_like_dicom(path)]
-    dicom = [path for path in dicom if path.name != DIRECTORY]
     if images and dicom:
         raise ValueError(
             f"{source} holds images ({min(images)}) and DICOM files ({dicom[0]}); keep one of the two there"
@@ -156,7 +159,7 @@ def _dicom_cases(
         # the name of . and .. is that of the folder they stand for
         DicomCase(
             folder.name if folder.name not in ("", "..") else folder.resolve().name,
-            (folder,), ending, series, resample, ending != ".nii.gz",
+            (folder,), ending, series, resample,
         )
         for folder in folders
     ]  # fmt: skip

@@ -16,14 +16,6 @@ from nnunet_oar.environment import FOLDERS
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    for name in FOLDERS:
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-    return tmp_path
-
-
-@pytest.fixture
 def kits(tmp_path):
     folder = tmp_path / "kits"
     for number in range(3):

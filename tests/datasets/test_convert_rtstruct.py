@@ -15,18 +15,9 @@ from ct_series import POSITIONS, Geometry, write_series
 from nnunet_oar import cli
 from nnunet_oar.dicom.rtstruct import About, write_rtstruct
 from nnunet_oar.dicom.series import read_series
-from nnunet_oar.environment import FOLDERS
 
 REAL = Path(os.environ.get("OAR_REAL_DATA", ""))
 ROIS = {1: "Heart", 2: "Lt Lung", 3: "LUNG RT", 4: "PTV 60Gy"}
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    for name in FOLDERS:
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-    return tmp_path
 
 
 def patient(folder: Path, position="head first, supine", rois=ROIS, **options) -> np.ndarray:

@@ -26,7 +26,7 @@ from nnunet_oar.datasets.convert.layout import (
     nothing_found,
     subfolders,
 )
-from nnunet_oar.dicom.files import DIRECTORY, Header, headers, looks_like_dicom
+from nnunet_oar.dicom.files import Header, headers, looks_like_dicom
 from nnunet_oar.dicom.names import Names, read_aliases
 from nnunet_oar.dicom.series import Series, series_of
 from nnunet_oar.dicom.structure_set import Roi, StructureSet, rasterised, read_structure_set
@@ -93,9 +93,7 @@ def gathered(
 
 def _named(folder: Path) -> dict[str, Path]:
     """Case -> patient's folder. Raises ValueError where there is none, or two would be one case."""
-    loose = [
-        path for path in entries(folder, ".*") if path.is_file() and looks_like_dicom(path) and path.name != DIRECTORY
-    ]
+    loose = [path for path in entries(folder, ".*") if path.is_file() and looks_like_dicom(path)]
     if loose:
         raise ValueError(f"{loose[0]} lies beside the patients; each patient needs a folder of its own in {folder}")
     found: dict[str, Path] = {}
