@@ -122,7 +122,17 @@ def test_tolerances(folders, capsys):
     assert result["tolerance_mm"] == {"heart": 1.5, "lung_left": 0.5}
     case = result["cases"]["A_0"]
     assert case["heart"]["surface_dice"] == 1 and case["lung_left"]["surface_dice"] < 1
-    for text, problem in (("x", "must be mm above 0"), ("-1", "must be mm above 0"), ("hart=2", "given for 'hart'")):
+    assert evaluate(folders, "--tolerance", 1, 2) == 1 and "two values for all organs" in capsys.readouterr().err
+    assert (
+        evaluate(folders, "--tolerance", "heart=1", "heart=2") == 1
+        and "two values for heart" in capsys.readouterr().err
+    )
+    for text, problem in (
+        ("x", "must be mm above 0"),
+        ("=2", "must be mm above 0"),
+        ("-1", "must be mm above 0"),
+        ("hart=2", "given for 'hart'"),
+    ):
         assert evaluate(folders, "--tolerance", text) == 1 and problem in capsys.readouterr().err
 
 
@@ -176,6 +186,20 @@ def test_damaged_label_maps_are_refused(kind, folders, capsys):
     assert evaluate(folders) == 1
     error = capsys.readouterr().err
     assert "A_2" in error and error.count("\n") == 1 and not (folders / "out").exists()
+
+
+@pytest.mark.parametrize("value", [9, 3])
+def test_labels_of_another_model_are_refused(value, folders, capsys):
+    write(folders / "pred" / "A_1.nii.gz", np.where(organs(1) == 2, value, organs(1)))
+    assert evaluate(folders) == 1
+    assert f"A_1.nii.gz holds labels that dataset.json does not name: {value}" in capsys.readouterr().err
+
+
+def test_others_that_lack_a_case_are_refused_before_scoring(folders, capsys):
+    (folders / "other" / "A_3.nii.gz").unlink()
+    assert evaluate(folders, "--against", folders / "other") == 1
+    printed = capsys.readouterr()
+    assert "lacks 1 of the cases to score: A_3" in printed.err and not printed.out
 
 
 def test_refusals(folders, capsys):

@@ -139,6 +139,24 @@ def test_without_images_and_comparison(folder):
     assert "image/png" not in page and "Against" not in page and len(re.findall("<article>", page)) == 5
 
 
+def test_what_changed_since_is_refused(folder, tmp_path, capsys):
+    for name in ("images", "pred", "ref", "scores"):
+        shutil.copytree(folder / name, tmp_path / name)
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    scores |= {"predictions": str(tmp_path / "pred"), "references": str(tmp_path / "ref")}
+    (tmp_path / "scores" / "scores.json").write_text(json.dumps(scores))
+    assert report(tmp_path, "--images", tmp_path / "images") == 0
+    shutil.copy(tmp_path / "ref" / "case_2.nii.gz", tmp_path / "pred" / "case_2.nii.gz")
+    assert report(tmp_path, "--images", tmp_path / "images") == 1
+    assert "case_2: its label maps have changed since they were scored" in capsys.readouterr().err
+    shutil.copy(folder / "pred" / "case_2.nii.gz", tmp_path / "pred" / "case_2.nii.gz")
+    image = sitk.ReadImage(str(tmp_path / "images" / "case_2_0000.nii.gz"))
+    image.SetSpacing((1.0, 1.0, 3.0))
+    sitk.WriteImage(image, str(tmp_path / "images" / "case_2_0000.nii.gz"))
+    assert report(tmp_path, "--images", tmp_path / "images") == 1
+    assert "case_2: prediction and reference must lie on the same grid" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, problem",
     [
@@ -147,6 +165,7 @@ def test_without_images_and_comparison(folder):
         (("-i", "dataset.json"), "does not hold scores"),
         (("-o", "report.pdf"), "must be a file that ends in .html"),
         (("--images", "nowhere"), "is not a folder"),
+        (("--worst", "-1"), "--worst must be 0 or more"),
         (("--images", "ref"), "case_2_0000.nii.gz is not there"),
     ],
 )
