@@ -8,6 +8,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -36,11 +37,18 @@ def require_sound_header(path: Path) -> None:
 def require_whole(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
     """Raise ValueError unless a NIfTI file holds all voxels of its header, with gzip's checksum: ITK reads what is missing as it
     pleases."""
+    with _to_the_end(path):
+        held, needed = held_and_needed(path, image)
+    if held < needed:
+        raise ValueError(f"{path} is cut off: it holds {held} bytes of the {needed} that its header promises")
+
+
+def held_and_needed(path: Path, image: nibabel.spatialimages.SpatialImage) -> tuple[int, int]:
+    """Bytes that a NIfTI file holds, read to the end, where gzip has its checksum, and that its header promises. Raises what
+    reading does."""
     needed = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        size = require_lasting(path, iter(partial(file.read, 1 << 20), b""))
-    if size < needed:
-        raise ValueError(f"{path} is cut off: it holds {size} bytes of the {needed} that its header promises")
+    with _opened(path) as file:
+        return sum(map(len, iter(partial(file.read, 1 << 20), b""))), needed
 
 
 def require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
@@ -54,10 +62,15 @@ def require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
             raise ValueError(f"{bad} voxels are NaN or infinite; repair the image first")
 
 
-def require_lasting(path: Path, chunks: Iterator[bytes]) -> int:
-    """Bytes of a file that is read to its end. Raises ValueError where it cannot be, or a checksum is wrong."""
+def _opened(path: Path):
+    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
+
+
+@contextmanager
+def _to_the_end(path: Path) -> Iterator[None]:
+    """A file that cannot be read, or whose checksum is wrong, becomes a ValueError that names it."""
     try:
-        return sum(map(len, chunks))
+        yield
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read to its end: {error}") from None
 
@@ -67,7 +80,7 @@ def _nifti(path: Path) -> None:
     if "pixdim" not in image.header:
         return
     size = image.header.template_dtype.itemsize
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+    with _opened(path) as file:
         stored = type(image.header)(file.read(size), check=False)
     _require_spacing(path, [float(value) for value in stored["pixdim"][1 : 1 + min(3, len(image.shape))]])
 
@@ -90,7 +103,8 @@ def _text(
         _require_spacing(path, spacing(fields))
         read = check(fields)
         if read is not None:
-            require_lasting(path, read(file))
+            with _to_the_end(path):
+                sum(map(len, read(file)))
 
 
 def _nrrd_spacing(fields: dict[str, str]) -> list[float]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import math
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -17,6 +14,8 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
+
+from nnunet_oar.headers import held_and_needed
 
 # Largest difference between the affines of a CT and its labels, in mm (per voxel, and of the origin): formats round.
 TOLERANCE_MM = 1e-3
@@ -145,11 +144,10 @@ def _read_whole_numbers(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _require_whole(path: Path) -> nibabel.Nifti1Image:
     """The volume, after its file was read to the end, where gzip has its checksum: nibabel stops at the last voxel."""
     image = open_volume(path)
-    needed = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    with _reading(path), gzip.open(path) as file:
-        size = sum(len(chunk) for chunk in iter(partial(file.read, 1 << 20), b""))
-    if size < needed:
-        raise ValueError(f"{path} cannot be read: it holds {size} bytes of the {needed} that its header promises")
+    with _reading(path):
+        held, needed = held_and_needed(path, image)
+    if held < needed:
+        raise ValueError(f"{path} cannot be read: it holds {held} bytes of the {needed} that its header promises")
     return image
 
 
