@@ -41,7 +41,15 @@ setup(
         # compressed files, and DICOM segmentations
         "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "highdicom"],
         "dev": [
-            "pytest", "hypothesis", "psutil", "ruff", "distributed", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "highdicom",
+            "pytest",
+            "hypothesis",
+            "psutil",
+            "ruff",
+            "distributed",
+            "pylibjpeg",
+            "pylibjpeg-openjpeg",
+            "python-gdcm",
+            "highdicom",
             "monai",
         ],
     },

@@ -190,14 +190,11 @@ def plausible_flips(facts: DatasetFacts) -> tuple[int, ...]:
 
 
 def within_budget(plan: P, budget: Budget) -> P:
-    """The plan with the user's number of epochs and iterations, where given, and a rate that falls over them."""
+    """The plan with the user's number of epochs and iterations, where given."""
     if budget.epochs is not None:
         plan = replace(plan, epochs=budget.epochs)
     if budget.iterations is not None:
         plan = replace(plan, iterations_per_epoch=budget.iterations)
-    if plan.recipe == "fitted" and hasattr(plan, "lr_decay"):
-        # to 2% over the training, however long it is
-        plan = replace(plan, lr_decay=round(0.02 ** (1 / plan.epochs), 6))
     return plan
 
 
@@ -259,6 +256,7 @@ def two_stage_fields(
         "augmentation": "nnunet",
         "cross_entropy_weight": 1.0,
         "learning_rate": 1e-3,
+        "lr_decay": None,
         "dropout": 0.0,
         "epochs": 250,
         "iterations_per_epoch": 100,

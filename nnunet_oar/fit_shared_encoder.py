@@ -93,6 +93,7 @@ def _fitted(
         augmentation="nnunet",
         cross_entropy_weight=1.0,
         learning_rate=1e-3,
+        lr_decay=None,
         epochs=250,
         iterations_per_epoch=100,
         grow_attempts=2,

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from benchmark_speed import timed
-from pipeline import Pipeline, best_device
+from pipeline import Pipeline, best_device, stock_prediction
 
 from nnunet_oar.annotations import Annotations, organ_labels
 from nnunet_oar.evaluation.dice import score_folder
@@ -116,20 +115,16 @@ class Data:
         model = self.pipeline.results / self.name / f"{trainer}__{name}__3d_fullres"
         shutil.rmtree(model, ignore_errors=True)
         command = f"nnUNetv2_train {self.number} 3d_fullres 0 -tr {trainer} -p {name} -device {best_device()}"
-        lines, self.peak_gb[f"{name}-train"] = timed(self.pipeline, f"{name}-train", command)
+        lines, self.peak_gb[f"{name}-train"] = self.pipeline.timed(f"{name}-train", command)
         self.pipeline.seconds[f"{name}-train"] = lines[-1][0]
         return model
 
     def predict(self, model: Path) -> dict[str, dict[str, float | None]]:
         """Test case -> organ -> Dice, predicted with the stock command."""
-        trainer, name, _ = model.name.split("__")
+        name = model.name.split("__")[1]
         folder = self.predictions(name)
         shutil.rmtree(folder, ignore_errors=True)
-        self.pipeline.run(
-            f"{name}-predict",
-            f"nnUNetv2_predict -d {self.number} -i {self.raw / 'imagesTs'} -o {folder} -tr {trainer} -p {name} "
-            f"-c 3d_fullres -f 0 -device {best_device()} -npp 1 -nps 1",
-        )
+        self.pipeline.run(f"{name}-predict", stock_prediction(model, self.raw / "imagesTs", folder))
         return score_folder(folder, self.raw / "labelsTs", organ_labels(self.dataset_json), ".nii.gz")
 
     def predictions(self, name: str) -> Path:

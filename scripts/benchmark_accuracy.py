@@ -28,8 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from arms import Data, load_results, make_openkbp, save_results
-from benchmark_speed import timed
-from pipeline import Pipeline, best_device
+from pipeline import Pipeline, best_device, stock_prediction
 
 from nnunet_oar.datasets.phantom import write_dataset
 from nnunet_oar.environment import EXT_TRAINER
@@ -140,13 +139,9 @@ class Method:
 
     def predictors(self, model: Path, images: Path, output: Path) -> dict[str, str]:
         """Name -> command."""
-        trainer, plans, configuration = model.name.split("__")
-        stock = (
-            f"nnUNetv2_predict -d {self.data.number} -i {images} -o {output}/stock -tr {trainer} -p {plans} "
-            f"-c {configuration} -f 0 -device {best_device()} -npp 1 -nps 1"
-        )
+        stock = stock_prediction(model, images, output / "stock")
         if self.is_stock:
-            return {"stock": stock, "plain": stock.replace(f"{output}/stock", f"{output}/plain") + " --disable_tta"}
+            return {"stock": stock, "plain": f"{stock_prediction(model, images, output / 'plain')} --disable_tta"}
         ours = f"nnunet_oar predict -i {images} -o {output}/ours -m {model} -f 0 -device {best_device()} --disable_progress_bar"
         return {"stock": stock, "ours": ours}
 
@@ -180,7 +175,7 @@ def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, iter
     output = data.predictions(key)
     shutil.rmtree(output, ignore_errors=True)
     for predictor, command in method.predictors(model, data.raw / "imagesTs", output).items():
-        lines, memory = timed(data.pipeline, f"{key}-{predictor}", command)
+        lines, memory = data.pipeline.timed(f"{key}-{predictor}", command)
         task = Task.of(output / predictor, data.raw / "labelsTs", data.raw / "dataset.json", {})
         result["predictions"][predictor] = {
             "seconds a CT": lines[-1][0] / len(data.held),

@@ -8,7 +8,8 @@ start of the command to its end. tiles: one tile of stock nnU-Net's own 3d_fullr
 organs: 5 and 33 organs. slices: 60 to 960 slices.
 
 The 128^3 networks have random weights and a localiser that is set by hand to call every voxel an organ: the largest box there is,
-with logits of all organs everywhere. What OUT holds already is not run again.
+with logits of all organs everywhere. Nothing can take longer; organs and slices are also measured with organs of ordinary size at
+places of their own (predict_in_places.py). What OUT holds already is not run again.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from arms import load_results, save_results
-from benchmark_speed import DATASET, SHAPE, call_everything_an_organ, fit_to_shape, timed
-from pipeline import Pipeline, best_device
+from benchmark_speed import DATASET, SHAPE, call_everything_an_organ, fit_to_shape
+from pipeline import Pipeline, best_device, stock_prediction
 
 from nnunet_oar.datasets.phantom import write_dataset
 from nnunet_oar.inference.model import NETWORKS
@@ -36,6 +40,8 @@ CTS, STOCK_CTS = 5, 2
 ORGANS = (5, 33)
 SLICES = (60, 120, 240, 480, 960)
 PARTS = ("commands", "tiles", "organs", "slices")
+# suffix of a result -> what predicts
+COMMANDS = {"": "nnunet_oar predict", "-places": f"python {Path(__file__).with_name('predict_in_places.py')}"}
 
 
 def make_data(pipeline: Pipeline) -> Path:
@@ -57,8 +63,10 @@ def make_model(pipeline: Pipeline, organs: int) -> Path:
     if folder.is_dir():
         return folder
     names = tuple(f"organ_{number}" for number in range(1, organs + 1))
-    plan = CascadePlan(organs=names, array_orientation="SAR")
     plans = json.loads((pipeline.preprocessed / DATASET / "nnUNetOARPlans.json").read_text())
+    # as planned for a data set
+    postprocessing = dict.fromkeys(names, ("drop_small",))
+    plan = CascadePlan(organs=names, array_orientation="SAR", postprocessing=postprocessing)
     plans["configurations"]["3d_fullres"][SECTION] = plan.to_section()
     dataset_json = json.loads((pipeline.raw / DATASET / "dataset.json").read_text())
     dataset_json["labels"] = {"background": 0} | {name: label for label, name in enumerate(names, start=1)}
@@ -86,13 +94,12 @@ def links(folder: Path, files: list[Path]) -> Path:
     return folder
 
 
-def predict(pipeline: Pipeline, name: str, images: Path, model: Path) -> dict:
+def predict(pipeline: Pipeline, name: str, images: Path, model: Path, command: str = COMMANDS[""]) -> dict:
     """Seconds of the command, what its manifests say a CT took on average, and peak memory."""
     out = pipeline.folder / name
-    lines, memory_gb = timed(
-        pipeline,
+    lines, memory_gb = pipeline.timed(
         name,
-        f"nnunet_oar predict -i {images} -o {out} -m {model} -device {best_device()} --disable_progress_bar",
+        f"{command} -i {images} -o {out} -m {model} -device {best_device()} --disable_progress_bar",
     )
     manifests = [json.loads(path.read_text()) for path in sorted(out.glob("phantom*.json"))]
     steps = {step: float(np.mean([of["seconds"][step] for of in manifests])) for step in manifests[0]["seconds"]}
@@ -100,12 +107,8 @@ def predict(pipeline: Pipeline, name: str, images: Path, model: Path) -> dict:
 
 
 def predict_stock(pipeline: Pipeline, images: Path, model: Path) -> dict:
-    trainer, plans, configuration = model.name.split("__")
-    lines, memory_gb = timed(
-        pipeline, "commands-stock",
-        f"nnUNetv2_predict -d 55 -i {images} -o {pipeline.folder / 'stock'} -tr {trainer} -p {plans} -c {configuration} -f 0 "
-        f"-device {best_device()} -npp 1 -nps 1",
-    )  # fmt: skip
+    command = stock_prediction(model, images, pipeline.folder / "stock")
+    lines, memory_gb = pipeline.timed("commands-stock", command)
     begins = [seconds for seconds, line in lines if line.startswith("Predicting ")]
     # the first CT's preprocessing is waited for; that of the others overlaps
     return {"seconds": lines[-1][0], "cts": len(begins), "memory_gb": memory_gb, "second": lines[-1][0] - begins[-1]}
@@ -178,10 +181,11 @@ def print_results(results: dict) -> None:
         print(
             f"stock 3d_fullres: {tiles['seconds'] / ours['seconds'] * ours['cts']:.0f} times as long, without mirroring"
         )
-    few, many = (results.get(f"organs-{organs}") for organs in ORGANS)
-    if few and many:
-        times = [sum(result["steps"].values()) for result in (few, many)]
-        print(f"{ORGANS[1]} organs instead of {ORGANS[0]}: {times[1] / times[0]:.2f} times as long")
+    for suffix in COMMANDS:
+        few, many = (results.get(f"organs-{organs}{suffix}") for organs in ORGANS)
+        if few and many:
+            times = [sum(result["steps"].values()) for result in (few, many)]
+            print(f"{ORGANS[1]} organs instead of {ORGANS[0]}{suffix}: {times[1] / times[0]:.2f} times as long")
 
 
 def main() -> int:
@@ -196,7 +200,7 @@ def main() -> int:
     file = args.o / "inference.json"
     results = load_results(file)
 
-    def measure(name: str, action) -> None:
+    def measure(name: str, action: Callable[[], dict]) -> None:
         if name not in results:
             results[name] = action()
             save_results(file, results)
@@ -210,21 +214,16 @@ def main() -> int:
         measure("tiles", lambda: stock_tiles(pipeline))
     if "organs" in args.parts:
         two = links(pipeline.folder / "organs-images", files[:2])
-        for organs in ORGANS:
-            name = f"organs-{organs}"
-            measure(name, lambda name=name, organs=organs: predict(pipeline, name, two, make_model(pipeline, organs)))
+        for (suffix, command), organs in product(COMMANDS.items(), ORGANS):
+            name, of = f"organs-{organs}{suffix}", make_model(pipeline, organs)
+            measure(name, partial(predict, pipeline, name, two, of, command))
     if "slices" in args.parts:
-        for slices in SLICES:
-            name, folder = f"slices-{slices}", pipeline.folder / f"images-{slices}"
+        for (suffix, command), slices in product(COMMANDS.items(), SLICES):
+            name, folder = f"slices-{slices}{suffix}", pipeline.folder / f"images-{slices}"
             if name not in results:
                 stretched(files[0], folder, slices)
-            gigabytes = slices * SHAPE[1] * SHAPE[2] * 2 / 1e9
-            measure(
-                name,
-                lambda name=name, folder=folder, gigabytes=gigabytes: (
-                    predict(pipeline, name, folder, model) | {"input_gb": gigabytes}
-                ),
-            )
+            measure(name, partial(predict, pipeline, name, folder, model, command))
+            results[name]["input_gb"] = slices * SHAPE[1] * SHAPE[2] * 2 / 1e9
     print_results(results)
     return 0
 

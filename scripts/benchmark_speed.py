@@ -11,61 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
-import psutil
 import torch
-from pipeline import Pipeline, best_device
+from pipeline import Pipeline, best_device, stock_prediction
 
 from nnunet_oar.datasets.phantom import write_dataset
 
 DATASET = "Dataset055_PhantomThorax"
 SHAPE = (180, 512, 512)
-
-
-class PeakMemory(threading.Thread):
-    """Largest proportional set size, in GB, of a process and its children while it runs."""
-
-    def __init__(self, pid: int):
-        super().__init__(daemon=True)
-        self.process, self.peak_gb = psutil.Process(pid), 0.0
-
-    def run(self) -> None:
-        while True:
-            total = 0
-            try:
-                for process in (self.process, *self.process.children(recursive=True)):
-                    try:
-                        total += process.memory_full_info().pss
-                    except (psutil.NoSuchProcess, psutil.AccessDenied):
-                        continue
-            except psutil.NoSuchProcess:
-                return
-            self.peak_gb = max(self.peak_gb, total / 1e9)
-            time.sleep(0.5)
-
-
-def timed(pipeline: Pipeline, step: str, command: str) -> tuple[list[tuple[float, str]], float]:
-    """Run a command; returns (seconds since its start, line) of its output and its peak memory in GB."""
-    print(f"\n$ {command}", flush=True)
-    start, lines = time.perf_counter(), []
-    environment = pipeline.environment | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command.split(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    memory = PeakMemory(process.pid)
-    memory.start()
-    for line in process.stdout:
-        lines.append((time.perf_counter() - start, line.rstrip()))
-    (pipeline.folder / f"{step}.log").write_text("\n".join(f"{seconds:8.1f} {line}" for seconds, line in lines))
-    if process.wait():
-        raise RuntimeError(f"{command!r} failed; see {pipeline.folder / step}.log")
-    lines.append((time.perf_counter() - start, "end"))
-    return lines, memory.peak_gb
 
 
 def fit_to_shape(folder: Path, spacing_mm: tuple[float, float, float]) -> None:
@@ -116,15 +71,13 @@ def main() -> int:
     splits = pipeline.preprocessed / DATASET / "splits_final.json"
     splits.write_text(json.dumps([{"train": cases[:1], "val": cases[1:]}]))
     model = "-tr OARCascadeTrainer -p nnUNetOARPlans"
-    lines, training_gb = timed(pipeline, "train", f"nnUNetv2_train 55 3d_fullres 0 {model} -device {best_device()}")
+    lines, training_gb = pipeline.timed("train", f"nnUNetv2_train 55 3d_fullres 0 {model} -device {best_device()}")
     epoch = next(float(re.search(r"([\d.]+) s$", line).group(1)) for _, line in lines if "Epoch time" in line)
     fold = next(pipeline.results.glob("*/*/fold_0"))
     call_everything_an_organ(fold / "checkpoint_final.pth")
-    lines, prediction_gb = timed(
-        pipeline, "predict",
-        f"nnUNetv2_predict -d 55 -i {raw / 'imagesTs'} -o {pipeline.folder / 'predictions'} {model} -c 3d_fullres -f 0 "
-        f"-device {best_device()} -npp 1 -nps 1",
-    )  # fmt: skip
+    lines, prediction_gb = pipeline.timed(
+        "predict", stock_prediction(fold.parent, raw / "imagesTs", pipeline.folder / "predictions")
+    )
     begins = [seconds for seconds, line in lines if line.startswith("Predicting ")]
     result = {
         "threads": torch.get_num_threads(),

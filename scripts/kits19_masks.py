@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from pipeline import Pipeline, best_device
+from pipeline import Pipeline, best_device, stock_prediction
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from nnunet_oar.evaluation.dice import format_table, score_folder, summary
@@ -122,8 +122,8 @@ def main() -> int:
         f"nnunet_oar prepare -d {NUMBER} -tr {TRAINER} --epochs {args.epochs} --iterations {args.iterations} "
         f"-gpu_memory_target {args.gpu_memory_target} --disable_progress_bar",
     )
-    model = f"-tr {TRAINER} -p nnUNetOARPlans -device {best_device()}"
-    pipeline.run("train", f"nnUNetv2_train {NUMBER} 3d_fullres 0 {model}")
+    command = f"nnUNetv2_train {NUMBER} 3d_fullres 0 -tr {TRAINER} -p nnUNetOARPlans -device {best_device()}"
+    pipeline.run("train", command)
     images, labels = args.o / "test" / "images", args.o / "test" / "labels"
     for folder in (images, labels):
         folder.mkdir(parents=True)
@@ -131,9 +131,8 @@ def main() -> int:
         (images / f"{case.name}_0000.nii.gz").symlink_to((case / "imaging.nii.gz").resolve())
         (labels / f"{case.name}.nii.gz").symlink_to((case / "segmentation.nii.gz").resolve())
     output = args.o / "predictions"
-    pipeline.run(
-        "predict", f"nnUNetv2_predict -d {NUMBER} -i {images} -o {output} -c 3d_fullres -f 0 {model} -npp 1 -nps 1"
-    )
+    model = next(pipeline.results.glob(f"*/{TRAINER}__*"))
+    pipeline.run("predict", stock_prediction(model, images, output))
     scores = score_folder(output, labels, {"kidney": 1, "tumor": 2}, ".nii.gz")
     print(format_table(scores))
     kidney = summary(scores)["kidney"]

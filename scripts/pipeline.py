@@ -1,4 +1,4 @@
-"""What the scripts share: nnU-Net's folders and settings, and running its commands with the time each took."""
+"""What the scripts share: nnU-Net's folders and settings, and running its commands with the time and memory that each took."""
 
 from __future__ import annotations
 
@@ -45,6 +45,35 @@ class Pipeline:
             tail = "\n".join(log.read_text().splitlines()[-30:])
             raise RuntimeError(f"{command!r} failed with exit status {result.returncode}; the end of {log}:\n{tail}")
         print(f"  {self.seconds[step]:.0f} s; output in {log}", flush=True)
+
+    def timed(self, step: str, command: str) -> tuple[list[tuple[float, str]], float]:
+        """As run; returns (seconds since its start, line) of the output, at last "end", and the peak memory in GB."""
+        from memory import PeakMemory  # needs the extra "dev", which the demo does without
+
+        print(f"\n$ {command}", flush=True)
+        start, lines = time.perf_counter(), []
+        environment = self.environment | {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command.split(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        memory = PeakMemory(process.pid)
+        memory.start()
+        for line in process.stdout:
+            lines.append((time.perf_counter() - start, line.rstrip()))
+        (self.folder / f"{step}.log").write_text("\n".join(f"{seconds:8.1f} {line}" for seconds, line in lines))
+        if process.wait():
+            raise RuntimeError(f"{command!r} failed; see {self.folder / step}.log")
+        lines.append((time.perf_counter() - start, "end"))
+        return lines, memory.peak_gb
+
+
+def stock_prediction(model: Path, images: Path, output: Path) -> str:
+    """nnUNetv2_predict with fold 0 of a model folder, RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION."""
+    trainer, plans, configuration = model.name.split("__")
+    return (
+        f"nnUNetv2_predict -d {model.parent.name} -i {images} -o {output} -tr {trainer} -p {plans} -c {configuration} -f 0 "
+        f"-device {best_device()} -npp 1 -nps 1"
+    )
 
 
 def best_device() -> str:

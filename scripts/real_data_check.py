@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline import Pipeline, best_device
+from pipeline import Pipeline, best_device, stock_prediction
 
 from nnunet_oar.evaluation.dice import format_table, score_folder, summary
 from nnunet_oar.evaluation.picture import contour_picture, load_lps
@@ -79,11 +79,8 @@ def main() -> int:
     model = "501 3d_fullres 0 -tr OARCascadeTrainer -p nnUNetOARPlans"
     pipeline.run("train", f"nnUNetv2_train {model} -device {best_device()}")
     predictions = pipeline.folder / "predictions"
-    pipeline.run(
-        "predict",
-        f"nnUNetv2_predict -d 501 -i {raw / 'imagesTs'} -o {predictions} -tr OARCascadeTrainer -p nnUNetOARPlans "
-        f"-c 3d_fullres -f 0 -device {best_device()} -npp 1 -nps 1",
-    )
+    trained = pipeline.results / DATASET / "OARCascadeTrainer__nnUNetOARPlans__3d_fullres"
+    pipeline.run("predict", stock_prediction(trained, raw / "imagesTs", predictions))
     labels = {name: label for name, label in json.loads((raw / "dataset.json").read_text())["labels"].items() if label}
     scores = score_folder(predictions, raw / "labelsTs", labels, ".nii.gz")
     print(format_table(scores))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from nnunet_oar.trainers.base import OARTrainer
-from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunet_oar.trainers.stages import RateSchedule, StageOptimizers
 from nnunet_oar.trainers.validation import count_voxels
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class OARCascadeTrainer(OARTrainer):
         self.cache = CoarseCache(dataset, plan.coarse_shape, plan.data_window, labels, plan.coarse_labels)
         self.cache.build(dataset.identifiers)
 
-    def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
+    def configure_optimizers(self) -> tuple[StageOptimizers, RateSchedule]:
         """Adam with L2 weight decay, the rate reduced each epoch (section 2.1.3)."""
         plan = self.plan
         self.initial_lr, self.weight_decay = plan.learning_rate, plan.weight_decay
@@ -63,7 +63,7 @@ class OARCascadeTrainer(OARTrainer):
             for name, module in self.network.stages.items()
         }
         optimizer = StageOptimizers(stages, plan.gradient_clip, self.device)
-        return optimizer, ExponentialDecay(optimizer, plan.lr_decay)
+        return optimizer, RateSchedule(optimizer, plan)
 
     def _build_loss(self) -> nn.Module:
         return DiceCrossEntropyLoss(self.plan.cross_entropy_weight)

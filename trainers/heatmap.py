@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from nnunet_oar.trainers.base import OARTrainer
-from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunet_oar.trainers.stages import RateSchedule, StageOptimizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -75,7 +75,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
     def make_loader(self, dataset, cases: Sequence[str], **options) -> HeatmapLoader:
         return super().make_loader(dataset, cases, size_mm=self.network.organ_size_mm.cpu().numpy(), **options)
 
-    def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
+    def configure_optimizers(self) -> tuple[StageOptimizers, RateSchedule]:
         """Adam with a decaying rate for each network (section III, "Optimization"; how it decays is not given)."""
         plan = self.plan
         self.initial_lr, self.weight_decay = plan.localizer_learning_rate, 0.0
@@ -84,7 +84,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             rate = plan.localizer_learning_rate if name == "coarse" else plan.organ_learning_rate
             stages[name] = module, torch.optim.Adam(module.parameters(), rate)
         optimizer = StageOptimizers(stages, plan.gradient_clip, self.device)
-        return optimizer, ExponentialDecay(optimizer, plan.lr_decay)
+        return optimizer, RateSchedule(optimizer, plan)
 
     def _build_loss(self) -> nn.Module:
         return nn.ModuleDict({"coarse": HeatmapL2Loss(self.plan.heat_weight), "fine": DiceCELoss()})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from nnunet_oar.trainers.base import OARTrainer
-from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunet_oar.trainers.stages import RateSchedule, StageOptimizers
 from nnunet_oar.trainers.validation import count_voxels
 from torch import Tensor, nn
 
@@ -70,13 +70,13 @@ class OARSharedEncoderTrainer(OARTrainer):
             self.network.organ_known[label - 1] = label in held
         self.tell_missing(held)
 
-    def configure_optimizers(self) -> tuple[StageOptimizers, ExponentialDecay]:
+    def configure_optimizers(self) -> tuple[StageOptimizers, RateSchedule]:
         """Adam with a decaying rate; the paper names no optimiser."""
         plan = self.plan
         self.initial_lr, self.weight_decay = plan.learning_rate, 0.0
         optimizer = torch.optim.Adam(self.network.parameters(), plan.learning_rate)
         stages = StageOptimizers({"network": (self.network, optimizer)}, plan.gradient_clip, self.device)
-        return stages, ExponentialDecay(stages, plan.lr_decay)
+        return stages, RateSchedule(stages, plan)
 
     def _build_loss(self) -> nn.Module:
         weight = self.plan.cross_entropy_weight

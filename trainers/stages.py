@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nnunet_oar.plan import OARPlan
+
 
 class StageOptimizers:
     """stages: name -> (module, optimiser over its parameters). clip: largest gradient norm per stage; 0 is no clipping.
@@ -52,16 +54,22 @@ class StageOptimizers:
             self.scalers[name].load_state_dict(state[name]["scaler"])
 
 
-class ExponentialDecay:
-    """Learning rate of each stage: the one it was made with * decay^epoch, a closed form: a resumed training needs no state."""
+class RateSchedule:
+    """Learning rate of each stage: the one it was made with times a factor of the epoch, so that a resumed training needs no state.
 
-    def __init__(self, optimizer: StageOptimizers, decay: float):
-        self.optimizer, self.decay = optimizer, decay
+    plan: with lr_decay the factor is lr_decay^epoch, as in the papers; without it nnU-Net's, (1 - epoch / epochs)^0.9.
+    """
+
+    def __init__(self, optimizer: StageOptimizers, plan: OARPlan):
+        self.optimizer, self.decay, self.epochs = optimizer, plan.lr_decay, plan.epochs
         self.initial = {
             name: [group["lr"] for group in of_stage.param_groups] for name, (_, of_stage) in optimizer.stages.items()
         }
 
+    def factor(self, epoch: int) -> float:
+        return max(0.0, 1 - epoch / self.epochs) ** 0.9 if self.decay is None else self.decay**epoch
+
     def step(self, epoch: int) -> None:
         for name, (_, of_stage) in self.optimizer.stages.items():
             for group, initial in zip(of_stage.param_groups, self.initial[name], strict=True):
-                group["lr"] = initial * self.decay**epoch
+                group["lr"] = initial * self.factor(epoch)

@@ -37,11 +37,11 @@ def postprocess(
     `components_removed`. What is added never takes another organ's voxel.
     """
     changes = {}
-    for label, box in boxes.items():
-        here = labels[box.slices]
+    for label in sorted(label for label in boxes if steps.get(label)):
+        here = labels[boxes[label].slices]
         before = here == label
         mask = before
-        for step in steps.get(label, ()):
+        for step in steps[label]:
             if step == "bridge_slices":
                 mask = bridge_slices(mask, axis, spacing_mm)
             else:

@@ -52,7 +52,8 @@ class HeatmapPlan(OARPlan):
     # section III, "Optimization"
     localizer_learning_rate: float = spec(1e-3, check.number(0))
     organ_learning_rate: float = spec(1e-5, check.number(0))
-    lr_decay: float = spec(0.985, check.number(0, 1))
+    # of each epoch; null: nnU-Net's schedule, which falls to 0 over the training
+    lr_decay: float | None = spec(0.985, check.optional(check.number(0, 1)))
     # guard (off in the paper): how often a box that cuts an organ is grown
     grow_attempts: int = spec(0, check.integer(0, 5))
 

@@ -67,7 +67,8 @@ class SharedEncoderPlan(OARPlan):
     cross_entropy_weight: float = spec(0.0, check.number(0))
     phases: tuple[SharedPhase, ...] = spec(SHARED_PHASES, check.list_of(check.record(SharedPhase, "start")))
     learning_rate: float = spec(5e-4, check.number(0))
-    lr_decay: float = spec(0.985, check.number(0, 1))
+    # of each epoch; null: nnU-Net's schedule, which falls to 0 over the training
+    lr_decay: float | None = spec(0.985, check.optional(check.number(0, 1)))
     flip_axes: tuple[int, ...] = spec((0, 1, 2), check.list_of(check.integer(0, 2)))
     # guard (off in the paper): how often a box that cuts an organ is grown
     grow_attempts: int = spec(0, check.integer(0, 5))

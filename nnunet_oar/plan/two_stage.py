@@ -34,7 +34,8 @@ class TwoStagePlan(OARPlan):
     min_box_vox: Triple = spec((128, 128, 128), check.shape)
     component_fraction: float = spec(0.05, check.number(0, 1))
     learning_rate: float = spec(5e-4, check.number(0))
-    lr_decay: float = spec(0.985, check.number(0, 1))
+    # of each epoch; null: nnU-Net's schedule, which falls to 0 over the training
+    lr_decay: float | None = spec(0.985, check.optional(check.number(0, 1)))
     weight_decay: float = spec(1e-5, check.number(0))
     cross_entropy_weight: float = spec(0.0, check.number(0))
     flip_axes: tuple[int, ...] = spec((0, 1, 2), check.list_of(check.integer(0, 2)))

@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
-from nnunet_oar.trainers.stages import ExponentialDecay, StageOptimizers
+from nnunet_oar.trainers.stages import RateSchedule, StageOptimizers
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
+
+from nnunet_oar.plan import CascadePlan
 
 
 def two_stages(clip=1.0):
@@ -65,10 +68,22 @@ def test_state_goes_through_a_checkpoint(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_the_rate_is_a_closed_form_of_the_epoch():
+@pytest.mark.parametrize("decay", [0.985, None])
+def test_the_rate_is_a_closed_form_of_the_epoch(decay):
     _, optimizers = two_stages()
-    decay = ExponentialDecay(optimizers, 0.985)
-    decay.step(10)
-    assert {group["lr"] for group in optimizers.param_groups} == {1e-2 * 0.985**10}
-    decay.step(0)
-    assert {group["lr"] for group in optimizers.param_groups} == {1e-2}
+    schedule = RateSchedule(optimizers, CascadePlan(organs=("heart",), epochs=40, lr_decay=decay))
+    # nnU-Net's own
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1e-2)
+    reference = PolyLRScheduler(other, 1e-2, 40)
+    for epoch in (10, 0, 39):
+        schedule.step(epoch)
+        reference.step(epoch)
+        wanted = 1e-2 * decay**epoch if decay else other.param_groups[0]["lr"]
+        assert [group["lr"] for group in optimizers.param_groups] == pytest.approx([wanted] * 2, rel=1e-12)
+
+
+def test_a_rate_never_falls_below_zero():
+    _, optimizers = two_stages()
+    schedule = RateSchedule(optimizers, CascadePlan(organs=("heart",), epochs=40, lr_decay=None))
+    schedule.step(41)
+    assert {group["lr"] for group in optimizers.param_groups} == {0.0}
