@@ -8,6 +8,7 @@ import numpy as np
 
 from nnunet_oar.fit import Budget, DatasetFacts, common_fields, two_stage_fields, within_budget
 from nnunet_oar.plan import InstancePlan
+from nnunet_oar.sides import side_pairs
 
 
 def fit_instance_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> InstancePlan:
@@ -46,10 +47,11 @@ def _window(facts: DatasetFacts, recipe: str) -> tuple[float, float] | None:
 
 
 def _weights(facts: DatasetFacts) -> tuple[float, ...]:
-    """0.01 for the background; of two organs 0.14 for the larger and 0.85 for the smaller one; else the same for all organs."""
+    """0.01 for the background; of two organs 0.14 for the larger and 0.85 for the smaller one; the same for all organs where there
+    are more or fewer, or where the two are the sides of a pair."""
     background, larger, smaller = InstancePlan.fine_weights
     labels = list(facts.labels.values())
-    if len(labels) != 2:
+    if len(labels) != 2 or side_pairs(facts.labels)[0]:
         return (background, *[round((1 - background) / len(labels), 6)] * len(labels))
     volumes = [
         np.mean([case.organs[label].volume for case in facts.cases if label in case.organs] or [0.0])

@@ -17,8 +17,10 @@ from nnunet_oar.roi import Box
 
 # A neck is worth cutting where both sides of it keep at least this share of the larger one's core
 CORE_SHARE = 0.25
-# An instance may be this much larger than those of training before it is taken for two
-EXTENT_TOLERANCE = 1.2
+# An instance may be longer than those of training by this share before it is taken for two
+EXTENT_TOLERANCE = 0.2
+# More components than this are noise, each of which would cost the time of an instance
+MOST_PARTS = 16
 
 
 def find_instances(
@@ -44,7 +46,7 @@ def find_instances(
         return []
     # a mask fills a small part of a CT; one voxel more, so that distances to the background exist on all sides
     mask = np.pad(mask[full.slices] != 0, 1)
-    # distances are between the centres of voxels, and a gap is between their faces
+    # distances are between the centres of voxels, and a gap is between their faces; at most that much less, in any direction
     join_mm = join_mm + max(voxel_mm)
     parts = _large_parts(mask, fraction, voxel_mm, join_mm)
     too_large = _too_large(voxel_mm, largest_mm)
@@ -58,9 +60,10 @@ def find_instances(
 
 
 def _large_parts(mask: np.ndarray, fraction: float, voxel_mm, join_mm: float) -> list[np.ndarray]:
-    """The components of at least `fraction` of the largest, each with the smaller ones that are near it."""
+    """The components of at least `fraction` of the largest, MOST_PARTS of them, each with the smaller ones that are near it."""
     box, labels, sizes = label_components(mask)
     is_large = sizes / sizes.max() >= fraction
+    is_large[np.argsort(-sizes, kind="stable")[MOST_PARTS:]] = False
     large, small = np.flatnonzero(is_large) + 1, np.flatnonzero(~is_large) + 1
     owner = np.arange(len(sizes) + 1)
     if len(small):
@@ -80,7 +83,7 @@ def _too_large(voxel_mm: Sequence[float], largest_mm: Sequence[float] | None):
     if largest_mm is None:
         return lambda part: False
     # a coarse map shows an instance up to a voxel longer at each end
-    bound = EXTENT_TOLERANCE * np.asarray(largest_mm, dtype=float) + 2 * np.asarray(voxel_mm)
+    bound = (1 + EXTENT_TOLERANCE) * np.asarray(largest_mm, dtype=float) + 2 * np.asarray(voxel_mm)
     return lambda part: bool((Box.from_mask(part).shape * np.asarray(voxel_mm) > bound).any())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 
@@ -17,7 +17,9 @@ def padded_shape(shape: Sequence[int], total_stride: Sequence[int]) -> tuple[int
     return tuple(wanted)
 
 
-def pad_to(x: Tensor, shape: Sequence[int], mode: str = "replicate") -> Tensor:
-    """x (B, C, *spatial) enlarged to `shape` at the end of each axis. mode: as torch.nn.functional.pad's; "constant" is zeros."""
-    pad = [more for have, want in zip(x.shape[:1:-1], shape[::-1], strict=True) for more in (0, want - have)]
-    return F.pad(x, pad, mode=mode) if any(pad) else x
+def pad_to(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """x (B, C, *spatial), of any type, enlarged to `shape` by repeating the last voxels of each axis."""
+    for axis, (have, want) in enumerate(zip(x.shape[2:], shape, strict=True), start=2):
+        if want > have:
+            x = x.index_select(axis, torch.arange(want, device=x.device).clamp_max(have - 1))
+    return x

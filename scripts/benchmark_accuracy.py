@@ -4,11 +4,11 @@
     python scripts/benchmark_accuracy.py -o OUT --data thorax
     python scripts/benchmark_accuracy.py -o OUT --data kidneys --methods OARInstanceCascadeTrainer OARCascadeTrainer --seeds 12345 2
 
-The steps of a short training are timed for each method, and the number of its iterations set so that its schedule ends within
-the time. Stock nnU-Net trains with a sub-class of nnUNetTrainer that changes the length of the training (scripts/timed_trainers),
-by its own plan and by plans for less memory, and predicts with mirroring and without; ours predict through stock nnUNetv2_predict
-and through nnunet_oar predict. What OUT holds already is not run again: add methods or seeds later. The table is printed at the
-end, and with --table alone.
+First the steps of a short training are timed for each method, and the number of its iterations set so that its schedule ends
+within the time: leave the machine alone until all have been timed. Stock nnU-Net trains with a sub-class of nnUNetTrainer that
+changes the length of the training (scripts/timed_trainers), by its own plan and by plans for less memory, and predicts with
+mirroring and without; ours predict through stock nnUNetv2_predict and through nnunet_oar predict. What OUT holds already is not
+run again: add methods or seeds later. The table is printed at the end, and with --table alone.
 
 openkbp: head-and-neck patients of whom most lack one or two contours. thorax: synthetic CTs. kidneys: tumours of 1 to 40 ml in
 synthetic CTs. abdomen: five organs of different size in synthetic CTs. three-sources: synthetic CTs of which each source annotates
@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -154,14 +155,23 @@ def times_of(model: Path) -> dict[str, float]:
     return dict(zip(names, map(float, line.groups()), strict=True))
 
 
-def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, iterations: int | None) -> dict:
-    """One method: iterations per epoch from a timed probe (or as given), training, predictions, scores."""
+def seconds_per_iteration(data: Data, names: Sequence[str], memory_gb: float) -> dict[str, float]:
+    """Name -> seconds, each measured once; a variant differs in what it learns and not in what it costs."""
+    file = data.preprocessed / f"seconds-per-iteration-{memory_gb:g}GB.json"
+    seconds = load_results(file)
+    for name in {VARIANTS.get(name, (name,))[0] for name in names} - set(seconds):
+        seconds[name] = Method(data, name, memory_gb).seconds_per_iteration()
+        save_results(file, seconds)
+    return {name: seconds[VARIANTS.get(name, (name,))[0]] for name in names}
+
+
+def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, seconds: float) -> dict:
+    """One method: training of as many iterations as the minutes hold, predictions, scores. seconds: an iteration's."""
     # nnU-Net reads its folders and finds our trainers by variables that are set by now
     from localiser_scores import score_localiser
 
     method, key = Method(data, name, memory_gb), f"{name}-{seed}"
-    if iterations is None:
-        iterations = max(1, int(minutes * 60 / EPOCHS / method.seconds_per_iteration()))
+    iterations = max(1, int(minutes * 60 / EPOCHS / seconds))
     model = method.train(key, seed, EPOCHS, iterations, {})
     result = {
         "minutes": minutes,
@@ -260,20 +270,15 @@ def main() -> int:
         parser.error(f"--table: there is no {file} yet")
     data = Data(pipeline, name, make)
     results = load_results(file)
-    for seed in [] if args.table else args.seeds:
-        for method in chosen:
-            key = f"{method}-{seed}"
-            same = [result for other, result in results.items() if other.rpartition("-")[0] == method]
-            if any((r["minutes"], r["memory_gb"]) != (args.minutes, args.gpu_memory_target) for r in same):
-                parser.error(f"{file} holds {method} with another --minutes or -gpu_memory_target; choose another -o")
-            if key not in results:
-                # a further seed gets as many updates as the first one
-                known = same[0]["iterations"] if same else None
-                # and so does a variant, which differs in what it learns and not in what it costs
-                twin = VARIANTS.get(method, (method,))[0]
-                known = known or results.get(f"{twin}-{seed}", {}).get("iterations")
-                results[key] = run(data, method, seed, args.minutes, args.gpu_memory_target, known)
-                save_results(file, results)
+    wanted = {} if args.table else {f"{name}-{seed}": (name, seed) for seed in args.seeds for name in chosen}
+    for key in wanted.keys() & results.keys():
+        if (results[key]["minutes"], results[key]["memory_gb"]) != (args.minutes, args.gpu_memory_target):
+            parser.error(f"{file} holds {key} with another --minutes or -gpu_memory_target; choose another -o")
+    missing = {key: of for key, of in wanted.items() if key not in results}
+    seconds = seconds_per_iteration(data, [name for name, _ in missing.values()], args.gpu_memory_target)
+    for key, (name, seed) in missing.items():
+        results[key] = run(data, name, seed, args.minutes, args.gpu_memory_target, seconds[name])
+        save_results(file, results)
     print_table(data, results)
     return 0
 

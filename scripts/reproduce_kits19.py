@@ -48,7 +48,8 @@ def main() -> int:
     split = [{"train": cases[:-VALIDATION_CASES], "val": cases[-VALIDATION_CASES:]}]
     (preprocessed / "splits_final.json").write_text(json.dumps(split))
     model = pipeline.results / NAME / f"{TRAINER}__nnUNetOARPlans__3d_fullres" / "fold_0"
-    resume = " --c" if (model / "checkpoint_latest.pth").is_file() else ""
+    # after the last epoch nnU-Net keeps the final one alone, and --c goes on with the validation
+    resume = " --c" if any((model / f"checkpoint_{which}.pth").is_file() for which in ("latest", "final")) else ""
     if not (model / "validation" / "summary.json").is_file():
         pipeline.run(
             "train",

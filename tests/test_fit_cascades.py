@@ -28,9 +28,12 @@ def facts(**changes) -> DatasetFacts:
 
 def test_the_instance_grid_is_that_of_one_kidney_not_of_both():
     plan = fit_instance_cascade(facts(), "fitted", Budget(memory_gb=0.2))
-    # 120 mm and two margins of 10 mm and more by 40 mm and as much; both kidneys would be 120 mm wide
-    spacing = np.array(plan.min_box_vox) * facts().spacing_mm
-    assert plan.fine_shape[0] >= plan.fine_shape[2] and spacing[2] < 60
+    pairs = [replace(case, instances=(LEFT.union(RIGHT),)) for case in facts().cases]
+    fused = fit_instance_cascade(facts(cases=pairs), "fitted", Budget(memory_gb=0.2))
+    # one is 40 mm wide, both are 120 mm; from left to right the grid of both is longer, and that of one at least half as coarse
+    assert plan.fine_shape[2] < fused.fine_shape[2]
+    width = {name: np.prod(of.fine_shape[:2]) for name, of in (("one", plan), ("both", fused))}
+    assert width["one"] > 1.5 * width["both"]
     assert plan.hu_window == (-95, 155) and plan.fine_weights == (0.01, 0.14, 0.85) and plan.instance_labels == (1, 2)
     assert plan.flip_axes == (2,) and plan.slice_axis == 0 and plan.spacing_mm == (3, 1, 1)
 
@@ -41,6 +44,9 @@ def test_the_smaller_organ_has_the_larger_weight_whatever_its_label():
     assert plan.fine_weights == (0.01, 0.85, 0.14)
     three = fit_instance_cascade(facts(labels={"kidney": 1, "tumour": 2, "cyst": 3}), "paper", Budget())
     assert three.fine_weights == (0.01, 0.33, 0.33, 0.33) and three.instance_labels == (1, 2, 3)
+    # which side of a pair is a little larger says nothing
+    pair = fit_instance_cascade(facts(labels={"kidney_left": 1, "kidney_right": 2}), "paper", Budget())
+    assert pair.fine_weights == (0.01, 0.495, 0.495)
 
 
 def test_the_paper_recipe_is_the_paper():

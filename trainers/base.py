@@ -306,9 +306,11 @@ class OARTrainer(nnUNetTrainer):
     def partial_loss(self, logits: Tensor, target: Tensor, annotated: Tensor | None, *more) -> Tensor:
         """`self.loss` with re-calibration, or without it where the plans say so; more: its further arguments."""
         target, annotated = self.partial_target(target, annotated)
-        if not self.plan.unannotated_may_rise:
-            logits = never_raised(logits, annotated)
-        return self.loss(logits, target, annotated, *more)
+        return self.loss(self.partial_logits(logits, annotated), target, annotated, *more)
+
+    def partial_logits(self, logits: Tensor, annotated: Tensor | None) -> Tensor:
+        """The logits, of which those of organs that are not annotated are never raised by the gradient, where the plans say so."""
+        return logits if self.plan.unannotated_may_rise else never_raised(logits, annotated)
 
     def partial_target(self, target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The target and what of it is annotated: everything, where the plans say that what is not annotated is background."""

@@ -101,9 +101,8 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         return {"loss": np.float64(total)}
 
     def _heat_loss(self, heat: Tensor, batch: dict) -> Tensor:
-        shape = heat.shape[2:]
-        centres = batch["centres"][0].to(self.device)
-        target = gaussian_heatmaps(centres, shape, self.plan.localizer_spacing_mm, self.plan.sigma2_mm2)
+        centres, spacing_mm = batch["centres"][0].to(self.device), self.plan.localizer_step_mm(batch["image_shape"][0])
+        target = gaussian_heatmaps(centres, heat.shape[2:], spacing_mm, self.plan.sigma2_mm2)
         return self.loss["coarse"](heat, target[None], batch["annotated"].to(self.device))
 
     def _organ(self, label: int, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ class OARInstanceCascadeTrainer(OARCascadeTrainer):
             if annotated is not None:
                 # foreground that is annotated in part is as good as not annotated
                 annotated = annotated[:, (labels - 1).to(annotated.device)].all(1, keepdim=True)
-        return self.loss[stage](logits, target, annotated)
+        return self.loss[stage](self.partial_logits(logits, annotated), target, annotated)
 
     def true_boxes(self, batch: dict) -> list[list[Box]]:
         return batch["instances"]

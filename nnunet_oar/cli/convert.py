@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         overlap = write_raw(folder, collection, args.name, disable_progress_bar=args.disable_progress_bar)
     for remark in collection.remarks:
         print(remark)
-    if args.format in MASKS:
+    if overlap.voxels:
         where = f"{counted(overlap.voxels, 'voxel')} in {counted(overlap.cases, 'case')}"
         print(f"in several organs at once: {where}; the smallest organ has them")
     if any(len(case.annotated(collection.organs)) < len(collection.organs) for case in collection.training):

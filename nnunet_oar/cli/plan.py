@@ -75,6 +75,8 @@ def check(args: argparse.Namespace) -> None:
     if args.recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
     find_planner(args.tr)
+    if Path(args.overwrite_plans_name).name != args.overwrite_plans_name:
+        raise ValueError(f"-overwrite_plans_name must be a name and no path, got {args.overwrite_plans_name!r}")
     for option in ("-gpu_memory_target", "-np", "--epochs", "--iterations"):
         value = getattr(args, option.lstrip("-"))
         if value is not None and not (value > 0 and math.isfinite(value)):

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from nnunet_oar.inference.cases import Case
 
 FORMATS = ("nifti", "rtstruct", "dicomseg")
+# of a model in $nnUNet_results: option, what it is, default
+NAMES = (
+    ("-tr", "TRAINER", "OARCascadeTrainer"),
+    ("-p", "PLANS", "nnUNetOARPlans"),
+    ("-c", "CONFIGURATION", "3d_fullres"),
+)
 HELP = "contour the organs of CTs with a trained model: as nnUNetv2_predict, but in seconds on a CPU, with a report per case"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", type=Path, metavar="MODEL_FOLDER", help="TRAINER__PLANS__CONFIGURATION; or name it by -d")
     parser.add_argument("-d", metavar="ID", help="data set, number or name, of a model in $nnUNet_results")
-    parser.add_argument("-tr", default="OARCascadeTrainer", metavar="TRAINER", help="with -d")
-    parser.add_argument("-p", default="nnUNetOARPlans", metavar="PLANS", help="with -d")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="with -d")
+    for option, metavar, default in NAMES:
+        parser.add_argument(option, metavar=metavar, help=f"with -d (default: {default})")
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds, averaged; default: all that are trained")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint in fold_X")
     parser.add_argument(
@@ -199,9 +204,12 @@ def model_folder(args: argparse.Namespace) -> Path:
     if (args.m is None) == (args.d is None):
         raise ValueError("name the model either by -m MODEL_FOLDER or by -d ID (with -tr, -p and -c)")
     if args.m is not None:
+        given = [option for option, _, _ in NAMES if getattr(args, option[1:])]
+        if given:
+            raise ValueError(f"{given[0]} goes with -d; with -m the folder says it all, {args.m}")
         return args.m
     dataset = dataset_folder("nnUNet_results", args.d, "", "was it trained?")
-    folder = dataset / f"{args.tr}__{args.p}__{args.c}"
+    folder = dataset / "__".join(getattr(args, option[1:]) or default for option, _, default in NAMES)
     if not folder.is_dir():
         there = sorted(path.name for path in dataset.iterdir() if path.is_dir())
         raise ValueError(f"{dataset} holds no {folder.name}, but {', '.join(there) or 'nothing'}; see -tr, -p and -c")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from nnunet_oar.cli import plan
 
 HELP = "verify, fingerprint, plan and preprocess a data set for an OAR trainer; stock plans and data are left alone"
+
+NNUNET_FOLDS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,4 +37,18 @@ def run(args: argparse.Namespace) -> None:
         preprocess_dataset(number, args.overwrite_plans_name, [CONFIGURATION], [args.np], show_progress_bar=progress)
         # nnU-Net's default device is cuda
         device = "" if torch.cuda.is_available() else " -device cpu"
-        print(f"ready: nnUNetv2_train {number} {CONFIGURATION} 0 -tr {args.tr} -p {args.overwrite_plans_name}{device}")
+        fold = first_fold(name)
+        print(
+            f"ready: nnUNetv2_train {number} {CONFIGURATION} {fold} -tr {args.tr} -p {args.overwrite_plans_name}{device}"
+        )
+
+
+def first_fold(dataset: str) -> str:
+    """0, or all where nnU-Net's own five folds would not each have a case and there are no others."""
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    if (Path(nnUNet_preprocessed) / dataset / "splits_final.json").is_file():
+        return "0"
+    cases = get_filenames_of_train_images_and_targets(str(Path(nnUNet_raw) / dataset))
+    return "0" if len(cases) >= NNUNET_FOLDS else "all"

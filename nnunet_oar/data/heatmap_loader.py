@@ -170,14 +170,14 @@ class HeatmapLoader(SampleLoader):
     ) -> tuple[int, Tensor, Tensor]:
         """Label, image and mask of one organ's box; of an organ that the case does not hold anywhere (paper 001, section II.B)."""
         plan, size = self.plan, self.size_mm[label - 1]
-        if label in organs:
-            centre = np.array(organs[label].centre)
-            if self.training:
-                reach = plan.margin_jitter * np.asarray(plan.margin_vox)
-                centre = centre + rng.uniform(-reach, reach)
-        else:
-            centre = rng.uniform(0, case.shape)
-        box = plan.organ_box(centre, size, self.margin_mm, case.shape)
+        centre = np.array(organs[label].centre) if label in organs else rng.uniform(0, case.shape)
+        margin_mm = self.margin_mm
+        if self.training:
+            # each side by itself: in boxes of one size the network would learn how much padding there is beyond their faces
+            below, above = rng.uniform(1 - plan.margin_jitter, 1 + plan.margin_jitter, (2, 3))
+            centre = centre + (above - below) / 2 * plan.margin_vox
+            margin_mm = margin_mm * (above + below) / 2
+        box = plan.organ_box(centre, size, margin_mm, case.shape)
         data, seg, _, _ = self.dataset.load_case(name)
         image = read_image(data, (slice(None), *box.slices), case.normalisation)
         mask = torch.from_numpy(np.asarray(seg[(slice(0, 1), *box.slices)]) == label) & (label in organs)

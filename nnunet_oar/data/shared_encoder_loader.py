@@ -113,7 +113,8 @@ class SharedEncoderLoader(SampleLoader):
                     out = transforms(image=image.contiguous(), segmentation=labels.contiguous())
                     image, labels = out["image"], out["segmentation"].to(torch.int16)
         shape = padded_shape(image.shape[1:], self.plan.total_stride)
-        image, labels = pad_to(image[None], shape)[0], pad_to(labels[None], shape, mode="constant")[0]
+        # an organ that the last slice cuts goes on in the padding, as the image does
+        image, labels = pad_to(image[None], shape)[0], pad_to(labels[None], shape)[0]
         return {
             "image": image.contiguous(),
             "target": labels.contiguous(),

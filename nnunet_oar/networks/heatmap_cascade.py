@@ -91,9 +91,7 @@ class HeatmapCascadeNetwork(VolumeNetwork):
         """As `localise`, of the localiser's heat (1, K - 1, Z, Y, X)."""
         plan = self.plan
         heat = heat[0].cpu().numpy()
-        shape = heat.shape[1:]
-        # the grid need not end where the image does: its spacing is nearly the wanted one
-        spacing = [size * old / new for size, old, new in zip(plan.spacing_mm, image_shape, shape, strict=True)]
+        shape, spacing = heat.shape[1:], plan.localizer_step_mm(image_shape)
         centres = []
         for channel, known in zip(heat, self.organ_size_mm.any(1).tolist(), strict=True):
             centre = find_centre(channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre) if known else None

@@ -86,7 +86,7 @@ class CoarseHead(nn.Module):
 
     def __init__(self, widths: Sequence[int], num_classes: int):
         super().__init__()
-        # nnU-Net's -pretrained_weights skips layers of this name: their shape depends on the number of organs
+        # nnU-Net's -pretrained_weights skips layers of this name: what they tell apart is the data set's
         self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 3, padding=1) for width in widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

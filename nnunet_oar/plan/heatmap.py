@@ -39,7 +39,7 @@ class HeatmapPlan(OARPlan):
     # 99% of the training organs
     margin_vox: Triple = spec((10, 10, 10), check.list_of(check.integer(0), 3))
     measured_margin: bool = spec(False, check.boolean)
-    # training crops lie off the truth by up to this share of the margin, as those of the localiser do
+    # each side's margin of training crops is larger or smaller by up to this share, as those of the localiser are
     margin_jitter: float = spec(0.5, check.number(0, 1))
     # organ -> voxels of the working spacing that one voxel of its network's grid spans; strides of its network
     organ_step_vox: dict[str, tuple[float, float, float]] = spec({}, check.dict_of(check.list_of(check.number(0.1), 3)))
@@ -72,6 +72,15 @@ class HeatmapPlan(OARPlan):
         return tuple(
             max(1, round(size * spacing / wanted))
             for size, spacing, wanted in zip(image_shape, self.spacing_mm, self.localizer_spacing_mm, strict=True)
+        )
+
+    def localizer_step_mm(self, image_shape: Sequence[int]) -> tuple[float, float, float]:
+        """The spacing of that grid: the grid holds whole voxels and fills the image, so it is only nearly the wanted one."""
+        return tuple(
+            size * spacing / steps
+            for size, spacing, steps in zip(
+                image_shape, self.spacing_mm, self.localizer_shape(image_shape), strict=True
+            )
         )
 
     def organ_shape(self, organ: str, box_shape: Sequence[int]) -> Triple:

@@ -90,15 +90,18 @@ def test_left_and_right_change_places_with_their_centres_and_crops(dataset):
 
 
 def test_crops_hold_their_organ_within_the_jitter(dataset):
-    under_test = loader(dataset, margin_jitter=1.0)
+    under_test, sizes = loader(dataset, margin_jitter=1.0), set()
     for n in range(20):
         sample = under_test.sample(n)
         assert len(sample["crops"]) == 2
         for label, image, mask in sample["crops"]:
             assert image.shape[1:] == mask.shape[1:] and set(mask.unique().tolist()) == {0, 1}
-            assert int(mask.sum()) == 8**3 and 10 <= image.shape[1] <= 17
+            # 8 voxels and two margins of 0 to 8
+            assert int(mask.sum()) == 8**3 and 8 <= min(image.shape[1:]) <= max(image.shape[1:]) <= 25
+            sizes.update(image.shape[1:])
             # organ 2 is the brighter one
             assert label == 1 or float(image[0][mask[0] > 0].min()) > float(image[0][mask[0] == 0].max())
+    assert len(sizes) > 8
 
 
 def test_only_what_is_annotated_is_drawn_and_has_a_centre(dataset):

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 SHAPE = (5, 6, 4)
 # voxel -> RAS mm; rotated about two axes, and shifted as a scanner's table is
-OBLIQUE = np.array(
-    [[-0.78, 0.12, 0.4, 120.5], [0.1, -0.8, 0.3, 90.25], [-0.09, -0.11, 2.4, -733.125], [0, 0, 0, 1]], dtype=np.float64
-)
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", (8, -6, 10), degrees=True).as_matrix() * (-0.8, -0.8, 2.4)
+OBLIQUE[:3, 3] = 120.5, 90.25, -733.125
 LEFT_HANDED = np.array([[-0.9, 0, 0, 200], [0, 0.9, 0, -150], [0, 0, 3, -40.5], [0, 0, 0, 1]], dtype=np.float64)
 # KiTS19: slices along the first array axis, from the head down, no origin
 SLICES_FIRST = np.array([[0, 0, -0.75, 0], [0, -0.75, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
@@ -24,8 +25,7 @@ def write_volume(path: Path, array, affine=OBLIQUE, *, sform: int | None = 1, qf
     array = np.asarray(array)
     image = nibabel.Nifti1Image(array, None, dtype=array.dtype)
     image.set_sform(affine, sform or 0)
-    # a quaternion cannot hold a shear
-    image.set_qform(affine, qform or 0, strip_shears=True)
+    image.set_qform(affine, qform or 0)
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(image, path)

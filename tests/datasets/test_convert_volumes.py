@@ -163,14 +163,44 @@ def test_a_series_of_volumes_is_no_ct(tmp_path):
         open_volume(path)
 
 
-def test_a_header_with_two_affines_that_disagree_is_refused(tmp_path):
-    """nibabel takes the sform, SimpleITK may take the qform: mirrored in x, left would be right."""
+@pytest.mark.parametrize("mirror", [np.diag([-1.0, 1, 1, 1]), np.diag([1.0, -1, 1, 1])])
+@pytest.mark.parametrize("codes", [(2, 1), (1, 1), (1, 2), (1, 4)])
+def test_a_header_with_two_affines_that_disagree_is_refused(tmp_path, codes, mirror):
+    """Readers take the sform, SimpleITK with some codes the qform, and viewers what they like: left would be right."""
     path = write_ct(tmp_path / "ct.nii.gz", affine=LEFT_HANDED)
     open_volume(path)
     image = nibabel.load(path)
-    mirrored = np.diag([-1.0, 1, 1, 1]) @ LEFT_HANDED
-    image.set_sform(LEFT_HANDED, 2)
-    image.set_qform(mirrored, 1)
+    image.set_sform(LEFT_HANDED, codes[0])
+    image.set_qform(mirror @ LEFT_HANDED, codes[1])
     nibabel.save(image, tmp_path / "two.nii.gz")
     with pytest.raises(ValueError, match="two.nii.gz holds two affines .* left and right may be mistaken"):
         open_volume(tmp_path / "two.nii.gz")
+    # of one that says that it is not known nothing is believed
+    image.set_qform(mirror @ LEFT_HANDED, 0)
+    nibabel.save(image, tmp_path / "one.nii.gz")
+    open_volume(tmp_path / "one.nii.gz")
+
+
+def test_a_header_that_does_not_say_where_left_is_is_refused(tmp_path):
+    path = write_ct(tmp_path / "none.nii.gz", sform=None, qform=None)
+    with pytest.raises(ValueError, match="none.nii.gz does not say how it lies in the patient .* fslorient"):
+        open_volume(path)
+
+
+def test_a_shear_at_which_nnunets_reader_stops_is_refused(tmp_path):
+    sheared = LEFT_HANDED.copy()
+    sheared[0, 2] = 0.8
+    image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), sheared)
+    nibabel.save(image, tmp_path / "tilted.nii.gz")
+    with pytest.raises(ValueError, match="tilted.nii.gz has axes that are not at right angles .* resample it"):
+        open_volume(tmp_path / "tilted.nii.gz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_ct_with_voxels_that_are_no_numbers_is_refused(tmp_path, value):
+    array = np.zeros(SHAPE, np.float32)
+    array[1, 2, 3] = value
+    path = write_volume(tmp_path / "ct.nii.gz", array)
+    with pytest.raises(ValueError, match="ct.nii.gz .*1 voxels are NaN or infinite"):
+        copy_image(path, tmp_path / "copy.nii.gz")
+    assert not (tmp_path / "copy.nii.gz").exists()

@@ -173,7 +173,7 @@ def test_a_u_net_takes_any_size_and_padding_changes_only_what_is_near():
         assert out.shape == (2, 2, *shape) and out.isfinite().all()
         out.sum().backward()
     assert HeatmapNet3D(1, 5, 4, ((2, 2, 2),))(torch.randn(1, 1, 5, 6, 7)).shape == (1, 5, 5, 6, 7)
-    # -pretrained_weights leaves out what depends on the number of organs
+    # -pretrained_weights leaves out the last layers
     assert any(".seg_layers." in key for key in network.state_dict())
 
 

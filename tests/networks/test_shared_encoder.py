@@ -283,6 +283,6 @@ def test_blocks_and_decoders_have_the_shapes_they_say():
     assert ResBlock(3, 5, 2, (1, 2, 2), 3)(torch.zeros(1, 3, 4, 7, 6)).shape == (1, 5, 4, 4, 3)
     crops = [torch.zeros(1, c, *size) for c, size in ((2, (4, 8, 8)), (4, (4, 4, 4)), (8, (2, 2, 2)))]
     assert OrganDecoder([2, 4, 8])(crops).shape == (1, 1, 4, 8, 8)
-    # -pretrained_weights leaves out what depends on the number of organs
+    # -pretrained_weights leaves the coarse branch's outputs out
     names = SharedEncoderNet(1, SharedEncoderPlan(**SMALL)).state_dict()
     assert any(name.startswith("coarse_head.seg_layers.") for name in names)

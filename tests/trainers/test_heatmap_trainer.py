@@ -78,6 +78,24 @@ def test_margins_hold_the_training_organs_and_are_bounded(inside):
     assert (network.margin_mm[0] <= bound + 1e-3).all()
 
 
+def test_the_target_is_as_wide_in_mm_as_the_plans_say_where_the_grid_is_not_quite_the_wanted_one(inside):
+    """Seven slices of 4 mm on a localiser's grid of about 10 mm make three slices of 9.3 mm."""
+    trainer = make(inside, spacing_mm=[4.0, 3.0, 3.0], localizer_spacing_mm=[10.0, 10.0, 10.0])
+    shape, targets = (7, 40, 40), []
+    trainer.loss["coarse"] = lambda heat, target, annotated: targets.append(target) or heat.sum()
+    organs = len(trainer.plan.organs)
+    grid = trainer.plan.localizer_shape(shape)
+    centres = torch.full((1, organs, 3), torch.nan)
+    centres[0, 0] = torch.tensor([1.0, 5.0, 6.0])
+    batch = {"centres": centres, "image_shape": [shape], "annotated": torch.ones(1, organs, dtype=torch.bool)}
+    trainer._heat_loss(torch.zeros(1, organs, *grid), batch)
+    step = np.array(shape) * (4.0, 3.0, 3.0) / grid
+    away = (np.indices(grid).reshape(3, -1).T + 0.5 - (1.0, 5.0, 6.0)) * step
+    expected = np.exp(-(away**2).sum(1) / (2 * trainer.plan.sigma2_mm2)).reshape(grid)
+    np.testing.assert_allclose(targets[0][0, 0].numpy(), expected, atol=1e-6)
+    assert not targets[0][0, 1:].any()
+
+
 def test_fixed_margins_stay(inside):
     trainer = make(inside, measured_margin=False)
     trainer.learn_from_cases(cases_of(trainer))

@@ -74,6 +74,31 @@ def test_the_decoders_look_at_the_truth_or_where_the_coarse_branch_finds_the_org
     assert set(found) == {1, 2, 3}
 
 
+def test_a_training_step_looks_where_the_plans_of_its_epoch_say(trainer):
+    """The coarse branch, given by hand, finds the liver elsewhere: only the last phase goes there."""
+    network, values = trainer.network, batch(trainer)
+    elsewhere, looked = Box((0, 0, 0), (4, 8, 8)), []
+    decode, forward = network.decode, network.forward_batch
+    network.decode = lambda features, label, box: looked.append((label, box)) or decode(features, label, box)
+
+    def finding(of_batch):
+        out = forward(of_batch)
+        given = torch.zeros_like(out["coarse"])
+        given[(0, 1, *elsewhere.rescaled(SHAPE, given.shape[2:]).slices)] = 1
+        return out | {"coarse": out["coarse"] * 0.01 + given * 0.9}
+
+    network.forward_batch = finding
+    seen = {}
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        looked.clear()
+        trainer.train_step(values)
+        seen[epoch] = dict(looked)
+    truth = {1: network.fine_box(LIVER, SHAPE), 2: network.fine_box(SPLEEN, SHAPE)}
+    assert seen == {0: {}, 1: truth, 2: truth | {1: network.fine_box(elsewhere, SHAPE)}}
+
+
 def test_what_is_not_annotated_is_never_looked_at(trainer):
     annotated = (False, True, False, True, True)
     assert set(boxes(trainer, "truth", annotated)) == {2}

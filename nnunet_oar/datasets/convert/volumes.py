@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from nnunet_oar.headers import held_and_needed
+from nnunet_oar.headers import held_and_needed, require_numbers
 
 # Largest difference between the affines of a CT and its labels, in mm (per voxel, and of the origin): formats round.
 TOLERANCE_MM = 1e-3
@@ -30,27 +30,46 @@ def open_volume(path: Path) -> nibabel.Nifti1Image:
     if not isinstance(image, nibabel.Nifti1Image) or len(image.shape) != 3:
         raise ValueError(f"{path} must be a NIfTI file of three dimensions, its shape is {image.shape}")
     require_one_direction(path, image)
+    _require_no_shear(path)
     return image
 
 
 def require_one_direction(path: Path, image: nibabel.Nifti1Image) -> None:
-    """Raise ValueError where nibabel and SimpleITK, with which nnU-Net reads, let an array axis run in different directions: a
-    header may hold two affines, and which one is meant decides where left is."""
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(path))
-    with np.errstate(invalid="ignore"):
-        ours = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    try:
-        header.ReadImageInformation()
-    except RuntimeError:
-        return  # a shear, which SimpleITK refuses: nnU-Net then reads with nibabel, too
-    theirs = np.diag([-1.0, -1.0, 1.0]) @ np.reshape(header.GetDirection(), (3, 3))
-    # of each axis the cosine between the two; a shear that one of the two affines cannot hold changes little
-    if (np.sum(ours * theirs, axis=0) < LEAST_COSINE).any():
+    """Raise ValueError where it is not certain in which directions the array's axes run: a header may hold two affines, of which
+    readers choose differently, or none, where they guess. That decides where left is."""
+    sform, qform = image.get_sform(coded=True)[0], image.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        raise ValueError(
+            f"{path} does not say how it lies in the patient (its sform and qform have the code 0), so that left and right may be "
+            f"mistaken for each other; set the affine that is right, for example with fslorient"
+        )
+    # of each axis the cosine between the two; a shear that a qform cannot hold changes little
+    if sform is not None and qform is not None and (_cosines(sform, qform) < LEAST_COSINE).any():
         raise ValueError(
             f"{path} holds two affines (sform and qform) in which the array's axes run in different directions, so that left and "
             f"right may be mistaken for each other; keep the one that is right, for example with fslorient"
         )
+
+
+def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Between the directions of each array axis in two affines; NaN where one has none."""
+    with np.errstate(invalid="ignore"):
+        first, second = (of[:3, :3] / np.linalg.norm(of[:3, :3], axis=0) for of in (first, second))
+    return np.sum(first * second, axis=0)
+
+
+def _require_no_shear(path: Path) -> None:
+    """nnU-Net chooses its reader by the first case, and SimpleITK, its first choice, stops at a shear."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    try:
+        header.ReadImageInformation()
+    except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise ValueError(
+                f"{path} has axes that are not at right angles (a tilted gantry?), at which nnU-Net's reader stops; resample it, "
+                f"and its labels, onto a grid without shear first"
+            ) from None
 
 
 def require_same_grid(image: nibabel.Nifti1Image, labels: nibabel.Nifti1Image) -> None:
@@ -65,8 +84,10 @@ def require_same_grid(image: nibabel.Nifti1Image, labels: nibabel.Nifti1Image) -
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Byte for byte. Raises ValueError, naming the file, where its voxels cannot be read."""
-    _require_whole(source)
+    """Byte for byte. Raises ValueError, naming the file, where its voxels cannot be read or are not finite."""
+    image = _require_whole(source)
+    with _reading(source):
+        require_numbers(image)
     shutil.copyfile(source, target)
 
 
