@@ -37,7 +37,7 @@ def find_centre(
 
     Of what is above the threshold the largest component counts. "midpoint": the centre of its bounding box, as the paper says.
     "weighted": of the Gaussian with that variance that fits the component best, each voxel weighted by its squared heat; where the
-    image's border cuts the component off, its midpoint is up to 12 mm too far inside and this is not.
+    image's border cuts the component off, its midpoint is up to 14 mm on each axis too far inside and this is not.
     """
     above = heat > threshold
     if not above.any():

@@ -1,11 +1,14 @@
 """Usage, help and errors of the command, for every sub-command alike."""
 
+import json
 import re
 import sys
 
+import nnunetv2.paths
 import pytest
 
 from nnunet_oar import cli
+from nnunet_oar.cli.prepare import first_fold
 from nnunet_oar.version import __version__
 
 
@@ -65,6 +68,31 @@ def test_an_impossible_number_is_one_line(command, capsys, monkeypatch, tmp_path
         monkeypatch.setenv(name, str(tmp_path))
     assert cli.main([command, "-d", "55", "--epochs", "-3"]) == 1
     assert_one_line_of_error(capsys, command, "--epochs", "-3")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "."])
+def test_plans_have_a_name_and_no_path(name, capsys, monkeypatch, tmp_path):
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(folder, str(tmp_path))
+    assert cli.main(["plan", "-d", "55", "-overwrite_plans_name", name]) == 1
+    assert_one_line_of_error(capsys, "plan", "must be a name and no path", repr(name))
+
+
+@pytest.mark.parametrize("cases, splits, fold", [(4, False, "all"), (5, False, "0"), (1, True, "0")])
+def test_prepare_names_a_fold_that_nnunet_can_train(cases, splits, fold, monkeypatch, tmp_path):
+    """With fewer than five cases its own splits are none."""
+    folder = tmp_path / "Dataset055_Toy"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd", "numTraining": cases}))
+    for number in range(cases):
+        (folder / "imagesTr" / f"case{number}_0000.nrrd").touch()
+        (folder / "labelsTr" / f"case{number}.nrrd").touch()
+    if splits:
+        (folder / "splits_final.json").write_text("[]")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setattr(nnunetv2.paths, name, str(tmp_path))
+    assert first_fold("Dataset055_Toy") == fold
 
 
 def test_a_folder_with_files_is_one_line(capsys, tmp_path):

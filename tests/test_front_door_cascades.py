@@ -38,6 +38,13 @@ def test_the_plan_of_the_instances(instances):
     assert plan.spacing_mm == (8.0, 8.0, 8.0) and plan.slice_axis == 0 and plan.flip_axes == (2,)
 
 
+def test_planning_says_what_an_instance_is(instances):
+    said = instances.run(
+        f"nnunet_oar plan -d {instances.dataset} -tr {instances.trainer} -overwrite_plans_name said --disable_progress_bar"
+    )
+    assert "One instance: kidney + tumour, at most 2 of them in a CT" in said
+
+
 def test_the_plan_of_the_heat_maps(heatmaps):
     section = json.loads((heatmaps.model / "plans.json").read_text())["configurations"]["3d_fullres"][SECTION]
     plan = HeatmapPlan.from_section(section)

@@ -62,7 +62,11 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
     if planner.plans_file.exists():
         print(f"replacing {planner.plans_file} of an earlier run; models trained with it keep their own copy")
     plans = planner.plan_experiment()
-    print(describe_sides(plans["configurations"][CONFIGURATION][SECTION]["organs"]))
+    section = plans["configurations"][CONFIGURATION][SECTION]
+    print(describe_sides(section["organs"]))
+    if "instance_labels" in section:
+        parts = " + ".join(section["organs"][label - 1] for label in section["instance_labels"])
+        print(f"One instance: {parts}, at most {section['max_instances']} of them in a CT (instance_labels and max_instances)")
     return str(planner.plans_file)
 
 
@@ -75,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
     if args.recipe not in RECIPES:
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
     find_planner(args.tr)
-    if Path(args.overwrite_plans_name).name != args.overwrite_plans_name:
+    if Path(args.overwrite_plans_name).name != args.overwrite_plans_name or not args.overwrite_plans_name:
         raise ValueError(f"-overwrite_plans_name must be a name and no path, got {args.overwrite_plans_name!r}")
     for option in ("-gpu_memory_target", "-np", "--epochs", "--iterations"):
         value = getattr(args, option.lstrip("-"))

@@ -124,6 +124,8 @@ def test_the_model_by_its_data_set_and_what_it_is(model, folder, tmp_path, monke
     for options, words in (
         (("-d", 56), "holds no Dataset056_"), (("-d", 55, "-tr", "OARAttentionTrainer"), "holds no OARAttentionTrainer__"),
         ((), "either by -m MODEL_FOLDER or by -d ID"), (("-d", 55, "-m", model), "either by -m"),
+        # a folder of one trainer, and the name of another
+        (("-m", model, "-tr", "OARAttentionTrainer"), "-tr goes with -d"), (("-m", model, "-p", "Mine"), "-p goes with -d"),
     ):  # fmt: skip
         assert predict(*options, "--list-organs") == 1
         assert words in capsys.readouterr().err
