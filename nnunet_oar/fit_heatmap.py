@@ -19,6 +19,7 @@ from nnunet_oar.fit import (
     within_budget,
 )
 from nnunet_oar.plan import HeatmapPlan
+from nnunet_oar.sides import side_pairs
 
 # Measured on a CPU in float32 with 8 and 16 features at 64^3 and 96 x 80^2: peak memory of one training step per voxel of the grid
 # and feature of the first level was 78 to 134 bytes; mixed precision needs less.
@@ -55,9 +56,21 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
             "epochs": 250,
             "iterations_per_epoch": 100,
             "grow_attempts": 2,
+            "low_high_pairs": _ordered_pairs(facts),
         }
     fields |= _organ_grids(facts, budget.memory_gb, fields["organ_features"], fields["margin_vox"])
     return within_budget(_with_localizer(HeatmapPlan(**fields), facts, budget.memory_gb), budget)
+
+
+def _ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
+    """Labels of organs of two sides, first the one that lies at the low end of the left-right axis in all cases that hold both."""
+    pairs = []
+    for pair in side_pairs(facts.labels)[0] if facts.axes else ():
+        both = [[case.organs[label] for label in pair] for case in facts.cases if set(pair) <= set(case.organs)]
+        orders = {np.sign(np.subtract(*(box.centre[facts.axes.left_right] for box in boxes))) for boxes in both}
+        if orders in ({-1.0}, {1.0}):
+            pairs.append(pair if orders == {-1.0} else pair[::-1])
+    return tuple(pairs)
 
 
 def _organ_grids(facts: DatasetFacts, memory_gb: float, features: int, margin_vox: Sequence[int]) -> dict:

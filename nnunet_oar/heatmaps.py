@@ -7,12 +7,14 @@ coordinates of the grid, see roi.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_oar.components import keep_largest
+from nnunet_oar.components import split_instances
 from nnunet_oar.roi import Box
 
 
@@ -30,19 +32,38 @@ def gaussian_heatmaps(centres: Tensor, shape: Sequence[int], spacing_mm: Sequenc
     return torch.nan_to_num(maps, nan=0.0)
 
 
-def find_centre(
-    heat: np.ndarray, threshold: float, spacing_mm: Sequence[float], sigma2_mm2: float, method: str = "midpoint"
-) -> tuple[float, float, float] | None:
-    """Where the organ of one heat map (Z, Y, X) has its centre, in voxels; None where no voxel is above `threshold`: absent.
+@dataclass(frozen=True)
+class Region:
+    """Part of a heat map that is above the threshold: how many voxels, and the centre in voxels of the grid (edge coordinates)."""
 
-    Of what is above the threshold the largest component counts. "midpoint": the centre of its bounding box, as the paper says.
-    "weighted": of the Gaussian with that variance that fits the component best, each voxel weighted by its squared heat; where the
-    image's border cuts the component off, its midpoint is up to 14 mm on each axis too far inside and this is not.
+    voxels: int
+    centre: tuple[float, float, float]
+
+
+def find_centres(
+    heat: np.ndarray,
+    threshold: float,
+    spacing_mm: Sequence[float],
+    sigma2_mm2: float,
+    method: str = "midpoint",
+    most: int = 1,
+) -> list[Region]:
+    """Where the organ of one heat map (Z, Y, X) may have its centre: the components of what is above `threshold`, the largest
+    first, at most `most`; none: the organ is absent.
+
+    "midpoint": the centre of a component's bounding box, as the paper says. "weighted": of the Gaussian with that variance that
+    fits the component best, each voxel weighted by its squared heat; where the image's border cuts the component off, its midpoint
+    is up to 14 mm on each axis too far inside and this is not.
     """
-    above = heat > threshold
-    if not above.any():
-        return None
-    region = keep_largest(above)
+    return [
+        Region(int(np.count_nonzero(region)), _centre(heat, region, spacing_mm, sigma2_mm2, method))
+        for region in split_instances(heat > threshold, most)
+    ]
+
+
+def _centre(
+    heat: np.ndarray, region: np.ndarray, spacing_mm: Sequence[float], sigma2_mm2: float, method: str
+) -> tuple[float, float, float]:
     bounds = Box.from_mask(region)
     midpoint = bounds.centre
     if method == "midpoint":
@@ -58,3 +79,20 @@ def find_centre(
     # a centre in the image lies in its own region; heat that is no Gaussian must not point anywhere else
     centre = np.clip(midpoint + slope * sigma2_mm2 / spacing, bounds.start, bounds.stop)
     return tuple(float(c) for c in centre)
+
+
+def choose_sides(
+    low: Sequence[Region], high: Sequence[Region], axis: int, apart: float
+) -> tuple[Region | None, Region | None]:
+    """Of the regions of two organs of a pair, of which `low` lies at the low end of an axis in every training case, the largest two
+    whose centres are at least `apart` voxels from each other in that order.
+
+    Both organs look alike, and a network that cannot tell them shows each of them in both maps. Where no two regions are in order,
+    the larger one stays and the other organ is absent; where one has no region, there is nothing to choose.
+    """
+    if not low or not high:
+        return (low[0] if low else None), (high[0] if high else None)
+    pairs = [(a, b) for a, b in product(low, high) if b.centre[axis] - a.centre[axis] >= apart]
+    if pairs:
+        return max(pairs, key=lambda pair: pair[0].voxels + pair[1].voxels)
+    return (low[0], None) if low[0].voxels >= high[0].voxels else (None, high[0])

@@ -49,6 +49,22 @@ def test_the_smaller_organ_has_the_larger_weight_whatever_its_label():
     assert pair.fine_weights == (0.01, 0.495, 0.495)
 
 
+def test_sides_that_lie_in_one_order_in_all_cases_are_known():
+    def pairs(*cases, **changes):
+        given = [CaseFacts((100, 150, 200), dict(organs), True, ()) for organs in cases]
+        changes = {"labels": {"kidney_right": 1, "kidney_left": 2, "liver": 3}} | changes
+        return fit_heatmap_cascade(facts(cases=given, **changes), "fitted", Budget()).low_high_pairs
+
+    usual, one = {1: LEFT, 2: RIGHT, 3: SMALL}, {1: LEFT, 3: SMALL}
+    assert pairs(usual, usual, one) == ((2, 1),)
+    assert pairs({1: RIGHT, 2: LEFT}, one) == ((1, 2),)
+    # orders that differ, never both, axes that are not known
+    assert pairs(usual, {1: RIGHT, 2: LEFT}) == pairs(one, one) == pairs(usual, axes=None) == ()
+    given = [CaseFacts((100, 150, 200), usual, True, ())]
+    labels = {"kidney_right": 1, "kidney_left": 2, "liver": 3}
+    assert fit_heatmap_cascade(facts(cases=given, labels=labels), "paper", Budget()).low_high_pairs == ()
+
+
 def test_the_paper_recipe_is_the_paper():
     plan, paper = fit_instance_cascade(facts(), "paper", Budget()), InstancePlan(organs=("kidney", "tumour"))
     for name in (

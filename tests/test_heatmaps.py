@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_oar.datasets.phantom import make_phantom
-from nnunet_oar.heatmaps import find_centre, gaussian_heatmaps
+from nnunet_oar.heatmaps import Region, choose_sides, find_centres, gaussian_heatmaps
 from nnunet_oar.roi import Box
 
 SIGMA2 = 150.0
@@ -36,7 +36,7 @@ def test_an_absent_organ_has_no_heat():
     centres = torch.tensor([[2.0, 2.0, 2.0], [torch.nan] * 3])
     maps = gaussian_heatmaps(centres, (4, 5, 6), (3.0, 3.0, 3.0), SIGMA2)
     assert maps[0].max() > 0.9 and not maps[1].any() and maps.isfinite().all()
-    assert find_centre(maps[1].numpy(), 0.1, (3.0, 3.0, 3.0), SIGMA2) is None
+    assert find_centres(maps[1].numpy(), 0.1, (3.0, 3.0, 3.0), SIGMA2) == []
 
 
 @pytest.mark.parametrize("method", ["midpoint", "weighted"])
@@ -52,7 +52,7 @@ def test_centres_of_organs_well_inside_come_back_within_a_voxel(method, spacing)
         centres = np.array([np.multiply(box.centre, 8.0) / spacing for box in boxes])
         maps = gaussian_heatmaps(torch.tensor(centres), shape, spacing, SIGMA2).numpy()
         for heat, centre in zip(maps, centres, strict=True):
-            found = find_centre(heat, 0.1, spacing, SIGMA2, method)
+            found = find_centres(heat, 0.1, spacing, SIGMA2, method)[0].centre
             inside = np.minimum(centre, shape - centre) * spacing
             if (inside >= 27).all():
                 checked += 1
@@ -67,7 +67,7 @@ def test_at_the_border_the_weighted_centre_is_right_and_the_midpoint_is_not():
     spacing, centre = (3.0, 3.0, 3.0), np.array([1.0, 20.0, 39.5])
     heat = gaussian_heatmaps(torch.tensor(centre[None]), (40, 40, 40), spacing, SIGMA2)[0].numpy()
     off = {
-        method: np.linalg.norm((find_centre(heat, 0.1, spacing, SIGMA2, method) - centre) * spacing)
+        method: np.linalg.norm((find_centres(heat, 0.1, spacing, SIGMA2, method)[0].centre - centre) * spacing)
         for method in ("midpoint", "weighted")
     }
     assert off["weighted"] < 0.1 and 5 < off["midpoint"] < 18
@@ -77,7 +77,9 @@ def test_the_largest_region_counts_not_the_hottest_voxel():
     heat = gaussian_heatmaps(torch.tensor([[20.0, 20.0, 20.0]]), (40, 40, 40), (3.0, 3.0, 3.0), SIGMA2)[0].numpy() * 0.6
     heat[2, 2, 2] = 1.0
     for method in ("midpoint", "weighted"):
-        np.testing.assert_allclose(find_centre(heat, 0.1, (3.0, 3.0, 3.0), SIGMA2, method), (20, 20, 20), atol=0.51)
+        found = find_centres(heat, 0.1, (3.0, 3.0, 3.0), SIGMA2, method)
+        assert len(found) == 1
+        np.testing.assert_allclose(found[0].centre, (20, 20, 20), atol=0.51)
 
 
 @settings(max_examples=50, deadline=None)
@@ -85,7 +87,29 @@ def test_the_largest_region_counts_not_the_hottest_voxel():
 def test_any_map_has_its_centre_in_the_image_or_none(seed, method):
     rng = np.random.default_rng(seed)
     heat = rng.normal(0, 0.3, tuple(rng.integers(1, 7, 3))).astype(np.float32)
-    found = find_centre(heat, 0.1, (1.0, 2.0, 3.0), SIGMA2, method)
-    assert (found is None) == (not (heat > 0.1).any())
-    if found is not None:
-        assert all(0 <= c <= size for c, size in zip(found, heat.shape, strict=True))
+    found = find_centres(heat, 0.1, (1.0, 2.0, 3.0), SIGMA2, method, most=3)
+    assert (found == []) == (not (heat > 0.1).any()) and len(found) <= 3
+    assert [region.voxels for region in found] == sorted((region.voxels for region in found), reverse=True)
+    for region in found:
+        assert all(0 <= c <= size for c, size in zip(region.centre, heat.shape, strict=True))
+
+
+def regions(*of):
+    return [Region(voxels, (5.0, 5.0, x)) for voxels, x in of]
+
+
+@pytest.mark.parametrize(
+    "low, high, chosen",
+    [
+        # each in its own place; both maps show both, in whatever order; the same place, the surer one stays
+        (((90, 10),), ((80, 40),), (10, 40)), (((90, 40), (85, 10)), ((80, 10), (75, 40)), (10, 40)),
+        (((90, 10), (85, 40)), ((80, 10), (75, 40)), (10, 40)), (((90, 10), (20, 40)), ((80, 10),), (10, None)),
+        (((20, 10),), ((80, 11),), (None, 11)), (((90, 40),), ((80, 10),), (40, None)),
+        # a speck beside does not outweigh the organ; one side alone may lie anywhere
+        (((90, 10), (2, 1)), ((80, 40), (3, 50)), (10, 40)), (((90, 40),), (), (40, None)), ((), ((9, 3),), (None, 3)),
+        ((), (), (None, None)),
+    ],
+)  # fmt: skip
+def test_organs_of_two_sides_are_found_in_their_order(low, high, chosen):
+    found = choose_sides(regions(*low), regions(*high), axis=2, apart=8.0)
+    assert tuple(region and region.centre[2] for region in found) == chosen

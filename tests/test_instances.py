@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_oar import instances
 from nnunet_oar.instances import find_instances
 from nnunet_oar.roi import Box
 
@@ -37,6 +38,21 @@ def test_specks_are_dropped():
     mask = LEFT | RIGHT
     mask[0, 0, 0] = True
     assert found(mask) == [Box.from_mask(LEFT), Box.from_mask(RIGHT)]
+
+
+def test_noise_of_many_components_costs_no_more_than_a_few(monkeypatch):
+    """An untrained localiser: 150 specks, the largest a little larger than the others."""
+    mask = np.zeros(SHAPE, bool)
+    mask[4:36:6, 4:56:8, 4:96:12] = mask[5:36:6, 4:56:8, 4:96:12] = True
+    mask[3:5, 4:7, 4:7] = True
+    looked_at = []
+    join = instances._join_near
+    monkeypatch.setattr(
+        instances, "_join_near", lambda parts, *more: looked_at.append(len(parts)) or join(parts, *more)
+    )
+    boxes = found(mask)
+    assert looked_at == [instances.MOST_PARTS] and len(boxes) == 2
+    assert any(box.contains(Box((3, 4, 4), (5, 7, 7))) for box in boxes)
 
 
 def test_a_tumour_that_is_its_own_component_belongs_to_its_kidney():

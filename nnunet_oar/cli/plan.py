@@ -66,7 +66,9 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
     print(describe_sides(section["organs"]))
     if "instance_labels" in section:
         parts = " + ".join(section["organs"][label - 1] for label in section["instance_labels"])
-        print(f"One instance: {parts}, at most {section['max_instances']} of them in a CT (instance_labels and max_instances)")
+        print(
+            f"One instance: {parts}, at most {section['max_instances']} of them in a CT (instance_labels and max_instances)"
+        )
     return str(planner.plans_file)
 
 

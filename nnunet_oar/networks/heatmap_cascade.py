@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnunet_oar.heatmaps import find_centre
+from nnunet_oar.heatmaps import choose_sides, find_centres
 from nnunet_oar.networks.crops import segment_growing, with_background
 from nnunet_oar.networks.heatmap import HeatmapNet3D
 from nnunet_oar.networks.layers import Layer
@@ -17,6 +17,9 @@ from nnunet_oar.networks.unet3d import UNet3D
 from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
 from nnunet_oar.plan import HeatmapPlan
 from nnunet_oar.roi import Box
+
+# of a heat map that are looked at where an organ's partner of the other side claims one
+REGIONS = 4
 
 
 class HeatmapCascadeNetwork(VolumeNetwork):
@@ -40,6 +43,8 @@ class HeatmapCascadeNetwork(VolumeNetwork):
                 for label, organ in enumerate(plan.organs, start=1)
             }
         )
+        # as nnU-Net's networks begin; the localiser, whose weights are smaller, learns faster, and left from right before anything
+        self.segmenters.apply(UNet3D.initialize)
         self.register_buffer("organ_size_mm", torch.empty(organs, 3))
         self.register_buffer("margin_mm", torch.empty(organs, 3))
         self.register_buffer("centre_error_mm", torch.empty(organs))
@@ -92,13 +97,21 @@ class HeatmapCascadeNetwork(VolumeNetwork):
         plan = self.plan
         heat = heat[0].cpu().numpy()
         shape, spacing = heat.shape[1:], plan.localizer_step_mm(image_shape)
-        centres = []
-        for channel, known in zip(heat, self.organ_size_mm.any(1).tolist(), strict=True):
-            centre = find_centre(channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre) if known else None
-            centres.append(
-                centre and tuple(c * old / new for c, old, new in zip(centre, image_shape, shape, strict=True))
-            )
-        return centres
+        regions = [
+            find_centres(channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre, REGIONS) if known else []
+            for channel, known in zip(heat, self.organ_size_mm.any(1).tolist(), strict=True)
+        ]
+        chosen = [of_organ[0] if of_organ else None for of_organ in regions]
+        for pair in plan.low_high_pairs:
+            low, high = (label - 1 for label in pair)
+            axis = plan.left_right_axis
+            # half of their mean length
+            apart = float(self.organ_size_mm[[low, high], axis].mean()) / 2 / spacing[axis]
+            chosen[low], chosen[high] = choose_sides(regions[low], regions[high], axis, apart)
+        return [
+            region and tuple(c * old / new for c, old, new in zip(region.centre, image_shape, shape, strict=True))
+            for region in chosen
+        ]
 
     def organ_box(self, index: int, centre: tuple[float, ...], image_shape: tuple[int, ...]) -> Box:
         """The box about a centre in which the organ of that index is segmented."""

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
 
@@ -137,7 +136,6 @@ class ResidualUNet3D(nn.Module):
         self.localise.append(nn.Sequential(*_conv_norm_act(2 * widths[0], 2 * widths[0])))
         seg_inputs = [*coarse_to_fine[:-1], 2 * widths[0]][-3:]
         self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 3, padding=1) for width in seg_inputs)
-        self.apply(InitWeights_He(1e-2))  # as nnU-Net's networks begin
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5 or x.shape[1] != self.in_channels:

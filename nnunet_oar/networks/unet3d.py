@@ -38,8 +38,6 @@ class UNet3D(PlainConvUNet):
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"inplace": True},
         )
-        # as nnU-Net does with what it makes of plans
-        self.apply(self.initialize)
         self.total_stride = tuple(int(total) for total in np.prod(strides, axis=0))
 
     def forward(self, x: Tensor) -> Tensor:

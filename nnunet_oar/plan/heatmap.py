@@ -54,7 +54,9 @@ class HeatmapPlan(OARPlan):
     organ_learning_rate: float = spec(1e-5, check.number(0))
     # of each epoch; null: nnU-Net's schedule, which falls to 0 over the training
     lr_decay: float | None = spec(0.985, check.optional(check.number(0, 1)))
-    # guard (off in the paper): how often a box that cuts an organ is grown
+    # guards (off in the paper): pairs of labels (low, high) of which in every training case the first lies at the low end of
+    # left_right_axis; how often a box that cuts an organ is grown
+    low_high_pairs: tuple[tuple[int, int], ...] = spec((), check.list_of(check.list_of(check.integer(1), 2)))
     grow_attempts: int = spec(0, check.integer(0, 5))
 
     def __post_init__(self):
@@ -66,6 +68,13 @@ class HeatmapPlan(OARPlan):
                     f"plans, section {SECTION!r}: {name} has the organs {', '.join(given)}; allowed are "
                     f"{', '.join(self.organs)}, each once"
                 )
+
+        labels = [label for pair in self.low_high_pairs for label in pair]
+        if labels and (self.left_right_axis is None or max(labels) > len(self.organs)):
+            raise ValueError(
+                f"plans, section {SECTION!r}: low_high_pairs is {[list(pair) for pair in self.low_high_pairs]}; it needs "
+                f"left_right_axis and labels from 1 to {len(self.organs)}"
+            )
 
     def localizer_shape(self, image_shape: Sequence[int]) -> Triple:
         """The grid on which an image of the working spacing is searched."""

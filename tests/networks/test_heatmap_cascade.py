@@ -177,6 +177,25 @@ def test_a_u_net_takes_any_size_and_padding_changes_only_what_is_near():
     assert any(".seg_layers." in key for key in network.state_dict())
 
 
+class BothInBoth(TrueHeat):
+    """A localiser that knows where two organs are and not which is which."""
+
+    def forward(self, image):
+        heat = super().forward(image)
+        heat[:, :2] = 0.5 * heat[:, :1] + 0.8 * heat[:, 1:2]
+        return heat
+
+
+@pytest.mark.parametrize("pairs", [(), ((2, 1),)])
+def test_a_localiser_that_cannot_tell_the_sides_does_not_swap_them(pairs):
+    # at the low end of x lies the second organ
+    network = make(low_high_pairs=pairs, left_right_axis=2)
+    network.localizer = BothInBoth([box.centre if box else (torch.nan,) * 3 for box in (FIRST, SECOND, None)], SHAPE)
+    centres = network.localise(torch.zeros(1, 1, *network.plan.localizer_shape(SHAPE)), SHAPE)
+    right = [np.allclose(centre, box.centre, atol=2) for centre, box in zip(centres, (FIRST, SECOND), strict=False)]
+    assert all(right) == bool(pairs) and centres[2] is None
+
+
 def test_the_measured_numbers_are_part_of_the_checkpoint():
     network = make()
     assert {"organ_size_mm", "margin_mm", "centre_error_mm"} <= set(network.state_dict())
