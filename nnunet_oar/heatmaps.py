@@ -32,6 +32,10 @@ def gaussian_heatmaps(centres: Tensor, shape: Sequence[int], spacing_mm: Sequenc
     return torch.nan_to_num(maps, nan=0.0)
 
 
+# Of the voxels of a map's largest region
+LEAST_SHARE = 0.25
+
+
 @dataclass(frozen=True)
 class Region:
     """Part of a heat map that is above the threshold: how many voxels, and the centre in voxels of the grid (edge coordinates)."""
@@ -92,6 +96,8 @@ def choose_sides(
     """
     if not low or not high:
         return (low[0] if low else None), (high[0] if high else None)
+    # what is much smaller than its map's largest is noise, and must not lend its order to the others
+    low, high = ([region for region in of if region.voxels >= LEAST_SHARE * of[0].voxels] for of in (low, high))
     pairs = [(a, b) for a, b in product(low, high) if b.centre[axis] - a.centre[axis] >= apart]
     if pairs:
         return max(pairs, key=lambda pair: pair[0].voxels + pair[1].voxels)

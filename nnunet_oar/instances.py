@@ -46,9 +46,9 @@ def find_instances(
         return []
     # a mask fills a small part of a CT; one voxel more, so that distances to the background exist on all sides
     mask = np.pad(mask[full.slices] != 0, 1)
-    # distances are between the centres of voxels, and a gap is between their faces; at most that much less, in any direction
+    # distances are between the centres of voxels: the gap between their faces is smaller by an edge of a voxel, at most by this one
     join_mm = join_mm + max(voxel_mm)
-    parts = _large_parts(mask, fraction, voxel_mm, join_mm)
+    parts = _large_parts(mask, fraction, voxel_mm, join_mm, max(MOST_PARTS, max_instances))
     too_large = _too_large(voxel_mm, largest_mm)
     parts = _join_near(parts, voxel_mm, join_mm, too_large)
     parts = _divide(parts, max_instances, voxel_mm, too_large)
@@ -59,11 +59,11 @@ def find_instances(
     return [box.moved(corner) for box in boxes]
 
 
-def _large_parts(mask: np.ndarray, fraction: float, voxel_mm, join_mm: float) -> list[np.ndarray]:
-    """The components of at least `fraction` of the largest, MOST_PARTS of them, each with the smaller ones that are near it."""
+def _large_parts(mask: np.ndarray, fraction: float, voxel_mm, join_mm: float, most: int) -> list[np.ndarray]:
+    """The components of at least `fraction` of the largest, at most so many, each with the smaller ones that are near it."""
     box, labels, sizes = label_components(mask)
     is_large = sizes / sizes.max() >= fraction
-    is_large[np.argsort(-sizes, kind="stable")[MOST_PARTS:]] = False
+    is_large[np.argsort(-sizes, kind="stable")[most:]] = False
     large, small = np.flatnonzero(is_large) + 1, np.flatnonzero(~is_large) + 1
     owner = np.arange(len(sizes) + 1)
     if len(small):

@@ -115,8 +115,7 @@ class Data:
         model = self.pipeline.results / self.name / f"{trainer}__{name}__3d_fullres"
         shutil.rmtree(model, ignore_errors=True)
         command = f"nnUNetv2_train {self.number} 3d_fullres 0 -tr {trainer} -p {name} -device {best_device()}"
-        lines, self.peak_gb[f"{name}-train"] = self.pipeline.timed(f"{name}-train", command)
-        self.pipeline.seconds[f"{name}-train"] = lines[-1][0]
+        _, self.peak_gb[f"{name}-train"] = self.pipeline.timed(f"{name}-train", command)
         return model
 
     def predict(self, model: Path) -> dict[str, dict[str, float | None]]:

@@ -271,8 +271,9 @@ def main() -> int:
     data = Data(pipeline, name, make)
     results = load_results(file)
     wanted = {} if args.table else {f"{name}-{seed}": (name, seed) for seed in args.seeds for name in chosen}
-    for key in wanted.keys() & results.keys():
-        if (results[key]["minutes"], results[key]["memory_gb"]) != (args.minutes, args.gpu_memory_target):
+    for key, result in results.items():
+        of_other = (result["minutes"], result["memory_gb"]) != (args.minutes, args.gpu_memory_target)
+        if of_other and key.rpartition("-")[0] in chosen and not args.table:
             parser.error(f"{file} holds {key} with another --minutes or -gpu_memory_target; choose another -o")
     missing = {key: of for key, of in wanted.items() if key not in results}
     seconds = seconds_per_iteration(data, [name for name, _ in missing.values()], args.gpu_memory_target)

@@ -41,7 +41,7 @@ class Shared:
         self.network = SharedEncoderNet(image.shape[1], plan)
         self.network.decoders_trained.fill_(True)
         shape = self.network.padded(image.shape[2:])
-        self.image, self.labels = pad_to(image, shape), pad_to(labels, shape, mode="constant")
+        self.image, self.labels = pad_to(image, shape), pad_to(labels, shape)
         self.boxes = {label: Box.from_mask(labels[0, 0] == label) for label in range(1, len(organs) + 1)}
         # the coarse branch runs, but what it finds is the truth
         self.network.find_organs = lambda coarse, shape: self.boxes

@@ -172,16 +172,15 @@ def print_results(results: dict) -> None:
         text += f", the last one {result['second']:.1f} s" if "second" in result else f" ({steps_of(result)})"
         input_gb = f"; input {result['input_gb']:.2f} GB" if "input_gb" in result else ""
         print(f"{text}; peak {result['memory_gb']:.2f} GB{input_gb}")
-    ours, stock, tiles = (results.get(name) for name in ("commands", "commands-stock", "tiles"))
-    if ours and stock:
-        print(
-            f"stock nnUNetv2_predict with the same checkpoint: {stock['second'] / ours['seconds'] * ours['cts']:.1f} times as long"
-        )
-    if ours and tiles:
-        print(
-            f"stock 3d_fullres: {tiles['seconds'] / ours['seconds'] * ours['cts']:.0f} times as long, without mirroring"
-        )
+    stock, tiles = results.get("commands-stock"), results.get("tiles")
     for suffix in COMMANDS:
+        ours = results.get(f"commands{suffix}")
+        if ours and stock:
+            times = stock["second"] / ours["seconds"] * ours["cts"]
+            print(f"stock nnUNetv2_predict with the same checkpoint instead of ours{suffix}: {times:.1f} times as long")
+        if ours and tiles:
+            times = tiles["seconds"] / ours["seconds"] * ours["cts"]
+            print(f"stock 3d_fullres instead of ours{suffix}: {times:.0f} times as long, without mirroring")
         few, many = (results.get(f"organs-{organs}{suffix}") for organs in ORGANS)
         if few and many:
             times = [sum(result["steps"].values()) for result in (few, many)]
@@ -207,7 +206,8 @@ def main() -> int:
 
     model = make_model(pipeline, ORGANS[0])
     if "commands" in args.parts:
-        measure("commands", lambda: predict(pipeline, "commands", images, model))
+        for suffix, command in COMMANDS.items():
+            measure(f"commands{suffix}", partial(predict, pipeline, f"commands{suffix}", images, model, command))
         few = links(pipeline.folder / "stock-images", files[:STOCK_CTS])
         measure("commands-stock", lambda: predict_stock(pipeline, few, model))
     if "tiles" in args.parts:

@@ -64,6 +64,7 @@ class Pipeline:
         if process.wait():
             raise RuntimeError(f"{command!r} failed; see {self.folder / step}.log")
         lines.append((time.perf_counter() - start, "end"))
+        self.seconds[step] = lines[-1][0]
         return lines, memory.peak_gb
 
 

@@ -60,6 +60,9 @@ def test_sides_that_lie_in_one_order_in_all_cases_are_known():
     assert pairs({1: RIGHT, 2: LEFT}, one) == ((1, 2),)
     # orders that differ, never both, axes that are not known
     assert pairs(usual, {1: RIGHT, 2: LEFT}) == pairs(one, one) == pairs(usual, axes=None) == ()
+    # halves of one organ in one case: they need not be told by their order
+    halves = {1: Box((20, 50, 100), (60, 90, 140)), 2: Box((20, 50, 70), (60, 90, 110)), 3: SMALL}
+    assert pairs(usual, halves) == ()
     given = [CaseFacts((100, 150, 200), usual, True, ())]
     labels = {"kidney_right": 1, "kidney_left": 2, "liver": 3}
     assert fit_heatmap_cascade(facts(cases=given, labels=labels), "paper", Budget()).low_high_pairs == ()

@@ -38,6 +38,14 @@ def test_the_plan_of_the_instances(instances):
     assert plan.spacing_mm == (8.0, 8.0, 8.0) and plan.slice_axis == 0 and plan.flip_axes == (2,)
 
 
+def test_planning_says_which_pairs_have_an_order(heatmaps):
+    said = heatmaps.run(
+        f"nnunet_oar plan -d {heatmaps.dataset} -tr {heatmaps.trainer} -overwrite_plans_name said --disable_progress_bar"
+    )
+    # x grows towards the right
+    assert "Pairs that are always found in this order along the axis: kidney_left / kidney_right" in said
+
+
 def test_planning_says_what_an_instance_is(instances):
     said = instances.run(
         f"nnunet_oar plan -d {instances.dataset} -tr {instances.trainer} -overwrite_plans_name said --disable_progress_bar"

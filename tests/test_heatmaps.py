@@ -103,10 +103,12 @@ def regions(*of):
     [
         # each in its own place; both maps show both, in whatever order; the same place, the surer one stays
         (((90, 10),), ((80, 40),), (10, 40)), (((90, 40), (85, 10)), ((80, 10), (75, 40)), (10, 40)),
-        (((90, 10), (85, 40)), ((80, 10), (75, 40)), (10, 40)), (((90, 10), (20, 40)), ((80, 10),), (10, None)),
+        (((90, 10), (85, 40)), ((80, 10), (75, 40)), (10, 40)), (((90, 10), (40, 40)), ((80, 10),), (10, None)),
         (((20, 10),), ((80, 11),), (None, 11)), (((90, 40),), ((80, 10),), (40, None)),
         # a speck beside does not outweigh the organ; one side alone may lie anywhere
         (((90, 10), (2, 1)), ((80, 40), (3, 50)), (10, 40)), (((90, 40),), (), (40, None)), ((), ((9, 3),), (None, 3)),
+        # nor does it make an order of two regions that are the same organ
+        (((80, 40),), ((90, 40), (5, 50)), (None, 40)), (((80, 40), (9, 1)), ((90, 40),), (None, 40)),
         ((), (), (None, None)),
     ],
 )  # fmt: skip

@@ -69,6 +69,7 @@ def test_impossible_instances(changes, message):
         ({"organ_step_vox": {"liver": [1, 1, 0], "spleen": [1, 1, 1]}}, "organ_step_vox is .*; allowed is"),
         ({"low_high_pairs": [[1, 2]]}, r"low_high_pairs is \[\[1, 2\]\]; it needs left_right_axis"),
         ({"low_high_pairs": [[1, 3]], "left_right_axis": 2}, "labels from 1 to 2"),
+        ({"low_high_pairs": [[1, 1]], "left_right_axis": 2}, "each once"),
         ({"centre": "brightest"}, "centre is 'brightest'; allowed is one of midpoint, weighted"),
         ({"sigma2_mm2": 0}, "sigma2_mm2 is 0; allowed is a number from 0.001"),
     ],

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from nnunet_oar.plan import OARPlan
+from nnunet_oar.plan import HeatmapPlan, SharedEncoderPlan, TwoStagePlan
 
 
 class StageOptimizers:
@@ -60,7 +60,7 @@ class RateSchedule:
     plan: with lr_decay the factor is lr_decay^epoch, as in the papers; without it nnU-Net's, (1 - epoch / epochs)^0.9.
     """
 
-    def __init__(self, optimizer: StageOptimizers, plan: OARPlan):
+    def __init__(self, optimizer: StageOptimizers, plan: TwoStagePlan | HeatmapPlan | SharedEncoderPlan):
         self.optimizer, self.decay, self.epochs = optimizer, plan.lr_decay, plan.epochs
         self.initial = {
             name: [group["lr"] for group in of_stage.param_groups] for name, (_, of_stage) in optimizer.stages.items()

@@ -64,6 +64,11 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
     plans = planner.plan_experiment()
     section = plans["configurations"][CONFIGURATION][SECTION]
     print(describe_sides(section["organs"]))
+    if "low_high_pairs" in section:
+        names = [" / ".join(section["organs"][label - 1] for label in pair) for pair in section["low_high_pairs"]]
+        print(
+            f"Pairs that are always found in this order along the axis: {', '.join(names) or 'none'} (low_high_pairs)"
+        )
     if "instance_labels" in section:
         parts = " + ".join(section["organs"][label - 1] for label in section["instance_labels"])
         print(

@@ -12,7 +12,16 @@ GRIDS = (
     "coarse_shape", "fine_shape", "localizer_spacing_mm", "organ_step_vox", "grid_spacing_mm", "slices", "slice_shape",
     "features", "coarse_features", "fine_features", "localizer_features", "organ_features",
 )  # fmt: skip
-GUARDS = ("grow_attempts", "fallback_whole", "separate", "measured_margin", "margin_vox", "floor", "test_time")
+GUARDS = (
+    "grow_attempts",
+    "fallback_whole",
+    "separate",
+    "measured_margin",
+    "margin_vox",
+    "floor",
+    "test_time",
+    "low_high_pairs",
+)
 
 
 def describe(model: Model) -> str:

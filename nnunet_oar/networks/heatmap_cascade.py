@@ -43,7 +43,7 @@ class HeatmapCascadeNetwork(VolumeNetwork):
                 for label, organ in enumerate(plan.organs, start=1)
             }
         )
-        # as nnU-Net's networks begin; the localiser, whose weights are smaller, learns faster, and left from right before anything
+        # as nnU-Net's networks begin; a localiser that began so was soon sure of both organs of a pair in both maps
         self.segmenters.apply(UNet3D.initialize)
         self.register_buffer("organ_size_mm", torch.empty(organs, 3))
         self.register_buffer("margin_mm", torch.empty(organs, 3))
@@ -97,9 +97,16 @@ class HeatmapCascadeNetwork(VolumeNetwork):
         plan = self.plan
         heat = heat[0].cpu().numpy()
         shape, spacing = heat.shape[1:], plan.localizer_step_mm(image_shape)
+        paired = {label for pair in plan.low_high_pairs for label in pair}
         regions = [
-            find_centres(channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre, REGIONS) if known else []
-            for channel, known in zip(heat, self.organ_size_mm.any(1).tolist(), strict=True)
+            find_centres(
+                channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre, REGIONS if label in paired else 1
+            )
+            if known
+            else []
+            for label, (channel, known) in enumerate(
+                zip(heat, self.organ_size_mm.any(1).tolist(), strict=True), start=1
+            )
         ]
         chosen = [of_organ[0] if of_organ else None for of_organ in regions]
         for pair in plan.low_high_pairs:

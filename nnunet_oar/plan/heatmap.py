@@ -70,10 +70,12 @@ class HeatmapPlan(OARPlan):
                 )
 
         labels = [label for pair in self.low_high_pairs for label in pair]
-        if labels and (self.left_right_axis is None or max(labels) > len(self.organs)):
+        if labels and (
+            self.left_right_axis is None or max(labels) > len(self.organs) or len(set(labels)) < len(labels)
+        ):
             raise ValueError(
                 f"plans, section {SECTION!r}: low_high_pairs is {[list(pair) for pair in self.low_high_pairs]}; it needs "
-                f"left_right_axis and labels from 1 to {len(self.organs)}"
+                f"left_right_axis and labels from 1 to {len(self.organs)}, each once"
             )
 
     def localizer_shape(self, image_shape: Sequence[int]) -> Triple:

@@ -187,7 +187,16 @@ def test_a_header_that_does_not_say_where_left_is_is_refused(tmp_path):
         open_volume(path)
 
 
-def test_a_shear_at_which_nnunets_reader_stops_is_refused(tmp_path):
+def test_a_qform_that_is_no_rotation_does_not_matter_beside_a_sform(tmp_path):
+    """Rounded in the header, as real files have it."""
+    path = write_ct(tmp_path / "ct.nii.gz", affine=LEFT_HANDED)
+    image = nibabel.load(path)
+    image.header["quatern_b"], image.header["quatern_c"] = 0.8, 0.8
+    nibabel.save(nibabel.Nifti1Image(image.dataobj, None, image.header), tmp_path / "rounded.nii.gz")
+    np.testing.assert_allclose(open_volume(tmp_path / "rounded.nii.gz").affine, LEFT_HANDED)
+
+
+def test_a_shear_at_which_nnunet_stops_is_refused(tmp_path):
     sheared = LEFT_HANDED.copy()
     sheared[0, 2] = 0.8
     image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), sheared)

@@ -82,7 +82,7 @@ def test_the_target_is_as_wide_in_mm_as_the_plans_say_where_the_grid_is_not_quit
     """Seven slices of 4 mm on a localiser's grid of about 10 mm make three slices of 9.3 mm."""
     trainer = make(inside, spacing_mm=[4.0, 3.0, 3.0], localizer_spacing_mm=[10.0, 10.0, 10.0])
     shape, targets = (7, 40, 40), []
-    trainer.loss["coarse"] = lambda heat, target, annotated: targets.append(target) or heat.sum()
+    trainer.loss = {"coarse": lambda heat, target, annotated: targets.append(target) or heat.sum()}
     organs = len(trainer.plan.organs)
     grid = trainer.plan.localizer_shape(shape)
     centres = torch.full((1, organs, 3), torch.nan)

@@ -37,11 +37,15 @@ def open_volume(path: Path) -> nibabel.Nifti1Image:
 def require_one_direction(path: Path, image: nibabel.Nifti1Image) -> None:
     """Raise ValueError where it is not certain in which directions the array's axes run: a header may hold two affines, of which
     readers choose differently, or none, where they guess. That decides where left is."""
-    sform, qform = image.get_sform(coded=True)[0], image.get_qform(coded=True)[0]
+    sform = image.get_sform(coded=True)[0]
+    try:
+        qform = image.get_qform(coded=True)[0]
+    except ValueError:  # rounded, so that it is no rotation; all readers take the sform then
+        qform = None
     if sform is None and qform is None:
         raise ValueError(
-            f"{path} does not say how it lies in the patient (its sform and qform have the code 0), so that left and right may be "
-            f"mistaken for each other; set the affine that is right, for example with fslorient"
+            f"{path} does not say how it lies in the patient (its sform has the code 0, its qform too, or it is no rotation), so "
+            f"that left and right may be mistaken for each other; set the affine that is right, for example with fslorient"
         )
     # of each axis the cosine between the two; a shear that a qform cannot hold changes little
     if sform is not None and qform is not None and (_cosines(sform, qform) < LEAST_COSINE).any():
@@ -59,7 +63,7 @@ def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _require_no_shear(path: Path) -> None:
-    """nnU-Net chooses its reader by the first case, and SimpleITK, its first choice, stops at a shear."""
+    """SimpleITK, with which nnU-Net verifies a data set where its first case is none of these, stops at a shear."""
     header = sitk.ImageFileReader()
     header.SetFileName(str(path))
     try:
@@ -67,7 +71,7 @@ def _require_no_shear(path: Path) -> None:
     except RuntimeError as error:
         if "orthonormal" in str(error):
             raise ValueError(
-                f"{path} has axes that are not at right angles (a tilted gantry?), at which nnU-Net's reader stops; resample it, "
+                f"{path} has axes that are not at right angles (a tilted gantry?), at which nnU-Net stops; resample it, "
                 f"and its labels, onto a grid without shear first"
             ) from None
 
