@@ -94,8 +94,8 @@ def links(folder: Path, files: list[Path]) -> Path:
     return folder
 
 
-def predict(pipeline: Pipeline, name: str, images: Path, model: Path, command: str = COMMANDS[""]) -> dict:
-    """Seconds of the command, what its manifests say a CT took on average, and peak memory."""
+def predict(pipeline: Pipeline, name: str, images: Path, model: Path, command: str, slices: int | None = None) -> dict:
+    """Seconds of the command, what its manifests say a CT took on average, peak memory, and of one CT of so many slices its size."""
     out = pipeline.folder / name
     lines, memory_gb = pipeline.timed(
         name,
@@ -103,7 +103,8 @@ def predict(pipeline: Pipeline, name: str, images: Path, model: Path, command: s
     )
     manifests = [json.loads(path.read_text()) for path in sorted(out.glob("phantom*.json"))]
     steps = {step: float(np.mean([of["seconds"][step] for of in manifests])) for step in manifests[0]["seconds"]}
-    return {"seconds": lines[-1][0], "cts": len(manifests), "memory_gb": memory_gb, "steps": steps}
+    result = {"seconds": lines[-1][0], "cts": len(manifests), "memory_gb": memory_gb, "steps": steps}
+    return result if slices is None else result | {"input_gb": slices * SHAPE[1] * SHAPE[2] * 2 / 1e9}
 
 
 def predict_stock(pipeline: Pipeline, images: Path, model: Path) -> dict:
@@ -222,8 +223,7 @@ def main() -> int:
             name, folder = f"slices-{slices}{suffix}", pipeline.folder / f"images-{slices}"
             if name not in results:
                 stretched(files[0], folder, slices)
-            measure(name, partial(predict, pipeline, name, folder, model, command))
-            results[name]["input_gb"] = slices * SHAPE[1] * SHAPE[2] * 2 / 1e9
+            measure(name, partial(predict, pipeline, name, folder, model, command, slices))
     print_results(results)
     return 0
 
