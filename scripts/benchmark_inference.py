@@ -95,7 +95,7 @@ def links(folder: Path, files: list[Path]) -> Path:
 
 
 def predict(pipeline: Pipeline, name: str, images: Path, model: Path, command: str, slices: int | None = None) -> dict:
-    """Seconds of the command, what its manifests say a CT took on average, peak memory, and of one CT of so many slices its size."""
+    """Seconds of the command, what its manifests say a CT took on average, peak memory; slices: of a CT whose size is told, too."""
     out = pipeline.folder / name
     lines, memory_gb = pipeline.timed(
         name,

@@ -40,6 +40,14 @@ def test_specks_are_dropped():
     assert found(mask) == [Box.from_mask(LEFT), Box.from_mask(RIGHT)]
 
 
+@pytest.mark.parametrize("gap_vox, parts", [(2, 1), (3, 2)])
+def test_gaps_are_between_faces(gap_vox, parts):
+    """8 and 12 mm between faces, 12 and 16 mm between the voxels' centres."""
+    mask = np.zeros((4, 4, 40), bool)
+    mask[:, :, 2:14] = mask[:, :, 14 + gap_vox : 26 + gap_vox] = True
+    assert len(found(mask, (4.0, 4.0, 4.0), join_mm=10.0)) == parts
+
+
 def test_noise_of_many_components_costs_no_more_than_a_few(monkeypatch):
     """An untrained localiser: 150 specks, the largest a little larger than the others."""
     mask = np.zeros(SHAPE, bool)

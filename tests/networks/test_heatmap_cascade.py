@@ -154,6 +154,19 @@ def test_a_box_that_cuts_its_organ_is_grown():
     assert 0 < (predicted(cut, image)[1] == 1).sum() < FIRST.volume
 
 
+def test_a_box_is_not_grown_for_a_speck_at_its_side():
+    image, _ = phantom()
+    network = make(grow_attempts=2)
+    predicted(network, image)
+    box = network.reports[0].boxes["first"]
+    # two slices beyond the organ
+    image[(0, 0, *Box((box.stop[0] - 1, 14, 20), (box.stop[0], 16, 22)).slices)] = 100.0
+    assert box.stop[0] - 1 > FIRST.stop[0]
+    predicted(network, image)
+    assert network.reports[0].boxes["first"] == box
+    assert network.reports[0].warnings == ["not found, and left out: third"]
+
+
 @pytest.mark.parametrize("shape", [(1, 44, 52), (3, 5, 4)])
 def test_small_images(shape):
     image, _ = phantom()

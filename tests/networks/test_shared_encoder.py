@@ -185,6 +185,22 @@ def test_a_box_that_cuts_an_organ_grows():
     assert any("segmented again" in warning for warning in network.reports[0].warnings)
 
 
+def test_specks_neither_move_a_box_nor_make_it_grow():
+    image, _ = phantom()
+    network = make(grow_attempts=2, margin_vox=(2, 2, 2))
+    predicted(network, image)
+    report = network.reports[0]
+    box, localised = report.boxes["first"], report.localised["first"]
+    assert box.start[0] < FIRST.start[0] - 1
+    # at a side of its box, and far away from it
+    for speck in (Box((box.start[0], 13, 16), (box.start[0] + 1, 15, 18)), Box((19, 40, 10), (20, 42, 12))):
+        with_speck = image.clone()
+        with_speck[(0, 0, *speck.slices)] = 100.0
+        predicted(network, with_speck)
+        report = network.reports[0]
+        assert report.localised["first"] == localised and report.boxes["first"] == box and not report.warnings
+
+
 def test_nothing_found_and_organs_that_no_case_held(caplog):
     image, labels = phantom(())
     logits, found = predicted(make(), image)
