@@ -158,7 +158,7 @@ def postprocessing_of(organs: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def ranges(facts: DatasetFacts) -> dict:
-    """How large organs are in the data set, and how far its CTs reach beyond them."""
+    """How large organs are in the data set, how far its CTs reach beyond them, and which organs none lacks."""
     extents, volumes = {}, {}
     for name, label in facts.labels.items():
         shapes = [case.organs[label].shape for case in facts.cases if label in case.organs]
@@ -168,10 +168,11 @@ def ranges(facts: DatasetFacts) -> dict:
         if ml:
             volumes[name] = (round(min(ml), 3), round(max(ml), 3))
     letters = facts.axes.letters if facts.axes else None
+    # what a case does not annotate may lie anywhere
+    complete = [case for case in facts.cases if case.complete]
     free = []
-    for case in facts.cases:
-        # what a case does not annotate may lie anywhere
-        if letters is not None and case.complete and case.organs:
+    for case in complete:
+        if letters is not None and case.organs:
             axis = facts.axes.inferior_superior
             organs = Box.around(case.organs.values())
             gaps = organs.start[axis], case.shape[axis] - organs.stop[axis]
@@ -180,6 +181,9 @@ def ranges(facts: DatasetFacts) -> dict:
         "organ_extent_vox": extents,
         "organ_volume_ml": volumes,
         "organ_free_mm": tuple(np.max(free, axis=0).round(1).tolist()) if free else None,
+        "always_present": tuple(
+            name for name, label in facts.labels.items() if complete and all(label in case.organs for case in complete)
+        ),
         "array_orientation": letters,
     }
 

@@ -38,6 +38,16 @@ def facts(**changes) -> DatasetFacts:
     return replace(base, **changes)
 
 
+def test_organs_that_no_complete_case_lacks_are_known():
+    first, second, empty = facts().cases
+    assert fit_cascade(facts(), "fitted", Budget()).always_present == ()
+    assert fit_cascade(facts(cases=[first, second]), "fitted", Budget()).always_present == ("heart",)
+    # what a case does not annotate it may hold
+    partial = replace(second, organs={}, complete=False)
+    assert fit_cascade(facts(cases=[first, partial]), "paper", Budget()).always_present == ("heart", "esophagus")
+    assert fit_cascade(facts(cases=[replace(first, complete=False)]), "fitted", Budget()).always_present == ()
+
+
 def test_the_canvas_holds_the_largest_case_with_headroom_along_the_body():
     assert fit_canvas(facts()) == (math.floor(142 * 1.25), 202, 212)
 
@@ -58,7 +68,7 @@ def test_the_paper_recipe_is_the_paper():
     plan = fit_cascade(facts(), "paper", Budget(memory_gb=1))
     paper = CascadePlan()
     fitted = {"organs", "test_time", "left_right_axis", "postprocessing", "array_orientation"}
-    fitted |= {"organ_extent_vox", "organ_volume_ml", "organ_free_mm"}
+    fitted |= {"organ_extent_vox", "organ_volume_ml", "organ_free_mm", "always_present"}
     for field in dataclasses.fields(CascadePlan):
         if field.name not in fitted:
             assert getattr(plan, field.name) == getattr(paper, field.name), field.name

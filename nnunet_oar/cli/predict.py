@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,14 +132,15 @@ def predict(args: argparse.Namespace) -> int:
     predictor = settings.load()
     if args.format == "dicomseg":
         require_highdicom()
-    found = find_cases(args.i, predictor.model.channels, args.format, args.series, args.resample)
+    # workers may be in other folders
+    found = find_cases(args.i.absolute(), predictor.model.channels, args.format, args.series, args.resample)
     cases = found[args.part_id :: args.num_parts]
     if args.save_probabilities and any(isinstance(case, DicomCase) for case in found):
         raise ValueError(
             "--save_probabilities needs images in files of their own, as nnU-Net's; convert the DICOM series"
         )
     names = region_names(args.roi_names, predictor.plan.organs)
-    for other in passed_over(args.i, found):
+    for other in passed_over(args.i.absolute(), found):
         print(f"passed over, as no image lies in it: {other}", file=sys.stderr)
     outputs = Outputs(args.save_probabilities, args.preview, args.format or "nifti", names)
     args.o.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,8 @@ def predict(args: argparse.Namespace) -> int:
         print(f"{len(cases) - len(todo)} of {len(cases)} cases are there already and stay as they are")
     copy_descriptions(folder, args.o)
     if args.scheduler:
-        outcomes = predict_on_cluster(args.scheduler, settings, todo, args.o, outputs)
+        meant = replace(settings, hashes=tuple(predictor.model.hashes.items()))
+        outcomes = predict_on_cluster(args.scheduler, meant, todo, args.o, outputs)
     else:
         outcomes = predict_cases(predictor, todo, args.o, outputs)
     hidden = args.quiet or args.disable_progress_bar

@@ -19,7 +19,10 @@ CONNECT_SECONDS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of OARPredictor; what a worker needs to load the model."""
+    """The arguments of OARPredictor; what a worker needs to load the model.
+
+    hashes: (fold, SHA-256) of the checkpoints that are meant: a worker keeps its model, and a training may replace them.
+    """
 
     model_folder: str
     device: str = "auto"
@@ -29,9 +32,11 @@ class Settings:
     remove_small_mm3: float = 0.0
     postprocessing: bool = True
     trust_checkpoint: bool = False
+    hashes: tuple[tuple[str, str], ...] = ()
 
     def load(self) -> OARPredictor:
-        return OARPredictor(
+        """Raises ValueError for what is no model, and for another one than is meant."""
+        predictor = OARPredictor(
             self.model_folder,
             self.device,
             self.folds,
@@ -41,6 +46,11 @@ class Settings:
             postprocessing=self.postprocessing,
             trust_checkpoint=self.trust_checkpoint,
         )
+        if self.hashes and self.hashes != tuple(predictor.model.hashes.items()):
+            raise ValueError(
+                f"{self.model_folder}: the checkpoint is another one than where the prediction was started"
+            )
+        return predictor
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,8 @@ def _attempt(case: Case, action: Callable):
     except Exception as error:
         text = str(error) or type(error).__name__
         if not isinstance(error, ValueError):
-            text = f"{type(error).__name__}: {text}"
+            # ITK's begin with lines of source code
+            text = f"{type(error).__name__}: {text.strip().splitlines()[-1].strip()}"
         return Outcome(case, text if str(case.files[0]) in text else f"{case.files[0]}: {text}")
 
 

@@ -44,7 +44,7 @@ class Case:
         return folder / f"{self.name}{self.ending}"
 
     def done(self, folder: Path, probabilities: bool) -> bool:
-        return self.output(folder).is_file() and (not probabilities or (folder / f"{self.name}.npz").is_file())
+        return self.output(folder).is_file() and (not probabilities or (folder / f"{self.name}.pkl").is_file())
 
     def read(self) -> Image:
         return read_image(self.files)
@@ -123,8 +123,10 @@ def _image_cases(source: Path, images: Mapping[Path, str], channels: int, form: 
     for path, ending in images.items():
         name = path.name[: -len(ending)]
         match = CHANNEL.search(name)
+        if channels == 1 and match and match[1] != "0000" and not _first_channel(images, name):
+            match = None  # a number of the case's name
         channel = int(match[1]) if match else 0
-        of_case = found.setdefault(CHANNEL.sub("", name), {})
+        of_case = found.setdefault(CHANNEL.sub("", name) if match else name, {})
         if channel in of_case:
             raise ValueError(f"{of_case[channel][0]} and {path} would be the same case; rename one of them")
         of_case[channel] = (path, ending)
@@ -140,6 +142,12 @@ def _image_cases(source: Path, images: Mapping[Path, str], channels: int, form: 
         ending = ".mha" if ending == ".mhd" else ending
         cases.append(Case(name, tuple(of_case[channel][0] for channel in range(channels)), ending))
     return cases
+
+
+def _first_channel(images: Mapping[Path, str], name: str) -> bool:
+    """Whether the file of that name is another channel of a case whose first one is there."""
+    first = CHANNEL.sub("_0000", name)
+    return any(path.name[: -len(ending)] == first for path, ending in images.items())
 
 
 def _dicom_cases(
@@ -191,6 +199,8 @@ def _with_images(folders: Sequence[Path], source: Path) -> list[Path]:
 def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, folder: Path, outputs: Outputs) -> None:
     """All files of a case, each there whole or not at all; the labels last, so that where they are everything is."""
     start = time.perf_counter()
+    # those of an earlier run are not to lie beside what is said of the new ones
+    case.output(folder).unlink(missing_ok=True)
     if outputs.probabilities:
         _write_probabilities(case, prediction, predictor, folder)
     if outputs.preview:

@@ -116,11 +116,17 @@ def read_dicom(folder: Path, series_uid: str | None = None, resample: bool = Fal
 
 
 def write_labels(image: Any, path: Path) -> None:
-    """A label image as `Image.with_labels` returns it, of a file."""
+    """A label image as `Image.with_labels` returns it, of a file. Raises ValueError where it is not there whole afterwards: ITK
+    does not notice that a disk is full."""
     if isinstance(image, sitk.Image):
         sitk.WriteImage(image, str(path), True)
     else:
         nibabel.save(image, path)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        try:
+            require_whole(path, nibabel.load(path))
+        except (ValueError, OSError, ImageFileError) as error:
+            raise ValueError(f"the labels could not be written to {path.parent}; is the disk full?") from error
 
 
 def stacked(images: Sequence[Image], names: Sequence[str]) -> Image:

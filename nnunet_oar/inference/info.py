@@ -36,7 +36,7 @@ def describe(model: Model) -> str:
         f"weights       {sum(p.numel() for p in model.networks[0].parameters()) / 1e6:.1f} million",
         *_fields("grids", plan, GRIDS),
         *_fields("guards", plan, GUARDS),
-        f"beyond organs {_free(plan.organ_free_mm)}",
+        f"beyond organs {_free(plan.organ_free_mm, plan.array_orientation)}",
         "label  organ, volume and extent in training, what is done after prediction",
     ]
     for label, organ in enumerate(plan.organs, start=1):
@@ -71,7 +71,8 @@ def _versions(model: Model) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
-def _free(free_mm) -> str:
-    if free_mm is None:
+def _free(free_mm, letters: str | None) -> str:
+    if free_mm is None or letters is None:
         return "not recorded"
-    return "up to {:.0f} mm of CT below the lowest and {:.0f} mm above the highest organ in training".format(*free_mm)
+    below, above = free_mm if "S" in letters else free_mm[::-1]
+    return f"up to {below:.0f} mm of CT below the lowest and {above:.0f} mm above the highest organ in training"

@@ -7,7 +7,6 @@ import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,10 @@ _NUMPY_TYPES = [
 
 @dataclass
 class Model:
-    """One network per fold, and what its plans and dataset.json say. Immutable by convention; shared by all predictions."""
+    """One network per fold, and what its plans and dataset.json say. Immutable by convention; shared by all predictions.
+
+    hashes: fold -> SHA-256 of the checkpoint that was loaded.
+    """
 
     folder: Path
     folds: tuple[str, ...]
@@ -65,6 +67,7 @@ class Model:
     dataset_json: dict
     plan: OARPlan
     networks: list[VolumeNetwork]
+    hashes: dict[str, str]
     epochs: list[int] = field(default_factory=list)
 
     @property
@@ -75,11 +78,6 @@ class Model:
     def reader(self) -> str:
         """nnU-Net's class that read the training images."""
         return self.plans["image_reader_writer"]
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """Fold -> SHA-256 of its checkpoint."""
-        return {fold: _sha256(self.folder / f"fold_{fold}" / self.checkpoint_name) for fold in self.folds}
 
 
 def load_model(
@@ -96,6 +94,7 @@ def load_model(
     folder = Path(folder)
     plans, dataset_json = (_json(folder, name) for name in ("plans.json", "dataset.json"))
     chosen = _folds(folder, folds, checkpoint_name)
+    hashes = {fold: _sha256(folder / f"fold_{fold}" / checkpoint_name) for fold in chosen}
     stored = [_checkpoint(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in chosen]
     name = stored[0]["init_args"]["configuration"]
     configuration = _inherited(plans["configurations"], name)
@@ -112,7 +111,7 @@ def load_model(
         raise ValueError(
             f"{folder}: plans.json has the organs {', '.join(plan.organs)}, dataset.json {', '.join(organ_labels(dataset_json))}"
         )
-    model = Model(folder, chosen, checkpoint_name, plans, configuration, dataset_json, plan, [])
+    model = Model(folder, chosen, checkpoint_name, plans, configuration, dataset_json, plan, [], hashes)
     for fold, checkpoint in zip(chosen, stored, strict=True):
         network = NETWORKS[plan_class](model.channels, plan, tuple(configuration["patch_size"])).eval()
         try:
@@ -178,7 +177,12 @@ def _checkpoint(path: Path, trust: bool) -> dict:
         # torch raises whatever the damaged bytes lead it to
         raise ValueError(f"{path} is no checkpoint or is damaged ({type(error).__name__})") from None
     needed = {"network_weights", "init_args", "trainer_name", "current_epoch"}
-    if not isinstance(stored, dict) or not needed <= set(stored) or not isinstance(stored["network_weights"], dict):
+    if (
+        not isinstance(stored, dict)
+        or not needed <= set(stored)
+        or not isinstance(stored["network_weights"], dict)
+        or "configuration" not in stored["init_args"]
+    ):
         raise ValueError(f"{path} is no checkpoint that nnU-Net wrote")
     return stored
 

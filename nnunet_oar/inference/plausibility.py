@@ -23,18 +23,21 @@ def implausible(
     spacing_mm: Sequence[float],
     letters: str,
     agreement: Mapping[str, float] | None,
-    everything: bool = True,
+    asked: Sequence[str],
 ) -> list[str]:
     """One sentence for each thing. organs: as Prediction.organs, with `box` in voxels of an image of `shape` and `spacing_mm`
     whose axes grow towards `letters`, and `extent_vox` in voxels of the working spacing; agreement: as Prediction.agreement.
-    everything: all of the model's organs were asked for."""
+    asked: the organs that were asked for."""
     texts = []
     for name, organ in organs.items():
         texts += _size(plan, name, organ)
+    absent = [name for name in asked if name in plan.always_present and name not in organs] if organs else []
+    if absent:
+        texts.append(f"{', '.join(absent)}: not in the result, and in all training cases")
     texts += _sides(organs, letters)
     if not organs:
         texts.append("no organ was found")
-    elif everything and plan.organ_free_mm is not None and letters == plan.array_orientation:
+    elif set(asked) == set(plan.organs) and plan.organ_free_mm is not None and letters == plan.array_orientation:
         texts += _organ_free(plan, organs, shape, spacing_mm, letters)
     for name, dice in (agreement or {}).items():
         if dice < LEAST_AGREEMENT:

@@ -19,7 +19,7 @@ import torch
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from torch import Tensor
 
-from nnunet_oar.components import drop_below
+from nnunet_oar.components import drop_below, label_components
 from nnunet_oar.inference.image import Image, as_image, turned, turned_axes
 from nnunet_oar.inference.model import Model, load_model
 from nnunet_oar.inference.plausibility import implausible
@@ -144,9 +144,25 @@ class OARPredictor:
         with result.timed("measure"):
             result.organs = measured(array[0], labels, where, plan.organs, spacing_mm, valid.shape, shape)
         kept = result.agreement and {organ: of for organ, of in result.agreement.items() if organ in self.organs}
-        everything = set(self.organs) == set(plan.organs)
-        result.warnings += implausible(plan, result.organs, labels.shape, spacing_mm, letters, kept, everything)
+        result.warnings += implausible(plan, result.organs, labels.shape, spacing_mm, letters, kept, self.organs)
         return result
+
+    def predict_folder(self, source: Path | str, output: Path | str) -> dict[str, list[str]]:
+        """What `nnunet_oar predict -i SOURCE -o OUTPUT` writes for one image, a folder of them or DICOM; returns case -> warnings.
+
+        Raises ValueError for a source that holds no case, and, when the others are done, for cases that could not be predicted.
+        """
+        from nnunet_oar.inference.batch import predict_cases
+        from nnunet_oar.inference.cases import Outputs, find_cases
+
+        cases = find_cases(Path(source), self.model.channels)
+        output = Path(output)
+        output.mkdir(parents=True, exist_ok=True)
+        outcomes = list(predict_cases(self, cases, output, Outputs()))
+        failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+        if failed:
+            raise ValueError("; ".join(failed))
+        return {outcome.case.name: list(outcome.warnings) for outcome in outcomes}
 
     def _refuse_unfit(self, image: Image) -> None:
         channels, shape = image.array.shape[0], image.array.shape[1:]
@@ -221,14 +237,20 @@ class OARPredictor:
             steps = {label: plan.postprocessing.get(organ, ()) for label, organ in enumerate(plan.organs, start=1)}
             axis = next(index for index, letter in enumerate(letters) if letter in "SI")
             changes = postprocess(labels, where, steps, axis, spacing_mm)
-            result.postprocessed = {plan.organs[label - 1]: change for label, change in changes.items()}
+            names = {plan.organs[label - 1]: change for label, change in changes.items()}
+            result.postprocessed = {name: change for name, change in names.items() if name in self.organs}
         for label, box in where.items():
-            here, unwanted = labels[box.slices], plan.organs[label - 1] not in self.organs
-            if unwanted or self.remove_small_mm3 > 0:
+            here, organ = labels[box.slices], plan.organs[label - 1]
+            if organ not in self.organs:
+                here[here == label] = 0
+            elif self.remove_small_mm3 > 0:
                 mask = here == label
-                if not unwanted:
-                    mask &= ~drop_below(mask, self.remove_small_mm3 / np.prod(spacing_mm))
-                here[mask] = 0
+                mask &= ~drop_below(mask, self.remove_small_mm3 / np.prod(spacing_mm))
+                if mask.any():
+                    here[mask] = 0
+                    change = result.postprocessed.setdefault(organ, {"added": 0, "removed": 0, "components_removed": 0})
+                    change["removed"] += int(np.count_nonzero(mask))
+                    change["components_removed"] += len(label_components(mask)[2])
 
 
 class _Agreement:

@@ -21,13 +21,14 @@ SCALES = ("NoNormalization", "ZScoreNormalization", "RescaleTo01Normalization", 
 
 
 class Intensities:
-    """From a CT's stored values to those that the network sees: what nnU-Net's normalisation and the plan's window clip.
+    """From a CT's stored values to those that the network sees: what nnU-Net's normalisation clips before it resamples, and the
+    plan's window afterwards.
 
     Raises ValueError for a scheme of nnU-Net that is not known.
     """
 
     def __init__(self, configuration: Mapping, foreground: Mapping, plan: OARPlan):
-        self.clipping, self.scale = [], []
+        self.bounds, self.window, self.scale = [], [], []
         schemes, masks = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
         for channel, (scheme, mask) in enumerate(zip(schemes, masks, strict=True)):
             if (scheme not in SCALES or mask) and scheme != "CTNormalization":
@@ -35,24 +36,28 @@ class Intensities:
                     f"plans: channel {channel} is normalised with {scheme}{' in a mask' if mask else ''}, which needs the whole "
                     f"image at once; use nnUNetv2_predict"
                 )
-            low, high, mean, std = -math.inf, math.inf, 0.0, 1.0
+            bounds, mean, std = None, 0.0, 1.0
             if scheme == "CTNormalization":
                 known = foreground[str(channel)]
-                low, high = known["percentile_00_5"], known["percentile_99_5"]
+                bounds = known["percentile_00_5"], known["percentile_99_5"]
                 mean, std = known["mean"], max(known["std"], 1e-8)
-            if plan.data_window is not None:
-                window = [value * std + mean for value in plan.data_window]
-                low, high = max(low, window[0]), min(high, window[1])
-            self.clipping.append((low, high))
+            window = plan.data_window and tuple(value * std + mean for value in plan.data_window)
+            self.bounds.append(bounds)
+            self.window.append(window)
             self.scale.append((mean, std))
 
+    def clip_stored(self, values: Tensor, channel: int) -> Tensor:
+        """What nnU-Net does before it resamples; in place, float32."""
+        bounds = self.bounds[channel]
+        return values if bounds is None else values.clamp_(*bounds)
+
     def clip(self, values: Tensor, channel: int) -> Tensor:
-        """In place, float32."""
-        low, high = self.clipping[channel]
-        return values if math.isinf(low) and math.isinf(high) else values.clamp_(low, high)
+        """What the network does with resampled values; in place, float32."""
+        window = self.window[channel]
+        return values if window is None else values.clamp_(*window)
 
     def whole(self, values: Tensor, channel: int) -> Tensor:
-        """As preprocessed data holds them, clipped values or not; in place."""
+        """In the units of preprocessed data; in place."""
         mean, std = self.scale[channel]
         return values if std == 1 and mean == 0 else values.sub_(mean).div_(std)
 
@@ -99,7 +104,7 @@ class OriginalVolume(Volume):
         return torch.stack([self.intensities.whole(torch.cat(list(self._at(c, everything))), c) for c in channels])
 
     def _at(self, channel: int, voxels: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Intensities, as stored, of these voxels of the working spacing (ascending indices of each axis), in slabs."""
+        """Intensities, in the file's units, of these voxels of the working spacing (ascending indices of each axis), in slabs."""
         places = [
             between((index + 0.5), 0, size, stored)
             for index, size, stored in zip(voxels, self.shape, self.array.shape[1:], strict=True)
@@ -110,7 +115,7 @@ class OriginalVolume(Volume):
         for first in range(0, len(voxels[0]), step):
             lower, upper, weight = (of[first : first + step] for of in places[0])
             slices = np.unique(np.concatenate((lower, upper)))
-            values = self._tensor(self.array[channel][slices, rows, columns])
+            values = self.intensities.clip_stored(self._tensor(self.array[channel][slices, rows, columns]), channel)
             values = interpolated_along(interpolated_along(values, 1, in_rows), 2, in_columns)
             here = Between(np.searchsorted(slices, lower), np.searchsorted(slices, upper), weight)
             yield interpolated_along(values, 0, here)

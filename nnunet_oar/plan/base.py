@@ -71,6 +71,8 @@ class OARPlan:
     organ_extent_vox: dict[str, tuple[Triple, Triple]] = spec({}, check.dict_of(check.list_of(check.shape, 2)))
     organ_volume_ml: dict[str, tuple[float, float]] = spec({}, check.dict_of(check.list_of(check.number(0), 2)))
     organ_free_mm: tuple[float, float] | None = spec(None, check.optional(check.list_of(check.number(0), 2)))
+    # organs that all training cases hold which annotate everything
+    always_present: tuple[str, ...] = spec((), check.list_of(check.string))
     # directions in which the array axes grow, for example SAR: superior, anterior, right; null where training cases differ
     array_orientation: str | None = spec(None, check.optional(check.orientation))
 
@@ -94,7 +96,7 @@ class OARPlan:
             )
 
         self._refuse_mirrored_sides()
-        self._refuse_unknown_organs("postprocessing", "organ_extent_vox", "organ_volume_ml")
+        self._refuse_unknown_organs("postprocessing", "organ_extent_vox", "organ_volume_ml", "always_present")
 
     def _refuse_unknown_organs(self, *names: str) -> None:
         for name in names:

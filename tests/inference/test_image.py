@@ -347,7 +347,6 @@ REFUSED = [
         for form, codes in (("qform", (1, 0)), ("sform", (0, 1)), ("two forms", (1, 1)))
         if size or form != "qform"
     ),
-    # SimpleITK and nibabel disagree about where left is: one mirrors the axis, the other takes the absolute value
 ]
 
 

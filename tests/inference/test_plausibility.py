@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nnunet_oar.inference.plausibility import implausible
@@ -21,7 +23,7 @@ LEFT, RIGHT = Box((10, 40, 20), (35, 60, 40)), Box((10, 40, 60), (35, 60, 80))
 
 def said(left=LEFT, right=RIGHT, letters="SAR", agreement=None, shape=SHAPE, **changes):
     organs = {"kidney_left": organ(left, **changes), "kidney_right": organ(right)}
-    return implausible(PLAN, organs, shape, SPACING, letters, agreement)
+    return implausible(PLAN, organs, shape, SPACING, letters, agreement, PLAN.organs)
 
 
 def test_what_is_as_in_training_says_nothing():
@@ -47,4 +49,15 @@ def test_one_sentence_for_what_is_not(changes, words):
 
 
 def test_nothing_found():
-    assert implausible(PLAN, {}, SHAPE, SPACING, "SAR", None) == ["no organ was found"]
+    assert implausible(PLAN, {}, SHAPE, SPACING, "SAR", None, PLAN.organs) == ["no organ was found"]
+
+
+def test_an_organ_that_all_training_cases_hold_is_missed():
+    plan = replace(PLAN, always_present=("kidney_right",))
+    for missing, asked, words in (
+        ("kidney_right", PLAN.organs, ["kidney_right: not in the result, and in all training cases"]),
+        ("kidney_left", PLAN.organs, []),
+        ("kidney_right", ("kidney_left",), []),
+    ):
+        organs = {name: organ(LEFT) for name in PLAN.organs if name != missing}
+        assert implausible(plan, organs, SHAPE, SPACING, "SAR", None, asked) == words

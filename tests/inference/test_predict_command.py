@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from scipy.ndimage import label as components
 from toy_model import ORGANS, SMALL, make_model
 
 from nnunet_oar.cli import main
-from nnunet_oar.inference import batch
+from nnunet_oar.inference import OARPredictor, batch
 from nnunet_oar.inference.model import load_model
 from nnunet_oar.networks.cascade import CascadeNetwork
 from nnunet_oar.networks.layers import Layer
@@ -226,7 +228,8 @@ def test_a_single_file_of_every_format(model, tmp_path, ending):
 
 
 def test_any_naming(model, tmp_path):
-    cases = ("a.b", "CT 12", "Müller", "scan-2021", "x_000", "_")
+    # of one channel a number at the end is the case's, unless it is nnU-Net's _0000
+    cases = ("a.b", "CT 12", "Müller", "scan-2021", "x_000", "_", "patient_0001", "patient_0002", "ct_2024")
     for case in cases:
         write(tmp_path / "in" / f"{case}.nrrd")
     # neither are images, nor what hides, nor folders
@@ -250,17 +253,12 @@ def test_two_channels(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["dataset", "plans", "statistics"])
-def test_a_case_may_have_the_name_of_another_output(model, tmp_path, case, capsys):
-    """Or is refused: nnUNetv2_ensemble reads dataset.json and plans.json, and must not find a manifest there."""
+def test_a_case_with_the_name_of_another_output_is_refused(model, tmp_path, case, capsys):
+    """nnUNetv2_ensemble reads dataset.json and plans.json, and must not find a manifest there."""
     source = write(tmp_path / "in" / f"{case}.nrrd")
     command = ("-i", source, "-o", tmp_path / "out", "-m", model, "-f", 0, "-q", "--statistics")
-    if predict(*command) == 1:
-        assert f"{case}.nrrd" in capsys.readouterr().err
-        return
-    for name in ("dataset.json", "plans.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
-    assert predict(*command, "--continue_prediction") == 0
-    assert len(list(csv.DictReader((tmp_path / "out" / "statistics.csv").read_text().splitlines()))) > 0
+    assert predict(*command) == 1
+    assert f"{case}.nrrd: rename it" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # --- what comes out ---
@@ -297,6 +295,77 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
     assert set(content["seconds"]) >= {"read", "networks", "labels", "write"} and len(content["boxes"]) == 2
     # nothing that names folders or people beyond the file
     assert str(tmp_path) not in (tmp_path / "out" / "one.json").read_text()
+
+
+def test_the_manifest_tells_what_was_too_small(model, folder, tmp_path):
+    """Each voxel has 12 mm^3."""
+    counts = {}
+    for mm3 in (0, 30):
+        out = tmp_path / f"out{mm3}"
+        options = ("-f", 0, "-q", "--disable_postprocessing", "--remove-small", mm3)
+        assert predict("-i", folder / "one_0000.nii.gz", "-o", out, "-m", model, *options) == 0
+        counts[mm3] = np.bincount(labels_in(out / "one.nii.gz").ravel(), minlength=4)
+    changes = json.loads((tmp_path / "out30" / "one.json").read_text())["postprocessing"]
+    removed = {organ: int(counts[0][label] - counts[30][label]) for label, organ in enumerate(ORGANS, start=1)}
+    assert any(removed.values())
+    assert {organ: change["removed"] for organ, change in changes.items()} == {o: n for o, n in removed.items() if n}
+    assert all(0 < change["components_removed"] <= change["removed"] for change in changes.values())
+    assert json.loads((tmp_path / "out0" / "one.json").read_text())["postprocessing"] == {}
+
+
+def test_workers_in_another_folder_find_the_images(model, folder, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        batch, "predict_on_cluster", lambda address, settings, cases, *more: given.append((settings, cases)) or iter(())
+    )
+    monkeypatch.chdir(tmp_path)
+    assert predict("-i", "in", "-o", "out", "-m", model, "-q", "--scheduler", "tcp://nowhere:1") == 0
+    ((settings, cases),) = given
+    assert len(cases) == 3 and all(file.is_absolute() for case in cases for file in case.files)
+    assert settings.hashes == tuple(load_model(model).hashes.items())
+
+
+def test_a_worker_refuses_a_checkpoint_that_was_replaced(tmp_path):
+    model = make_model(tmp_path, folds=1)
+    settings = batch.Settings(str(model), "cpu", hashes=tuple(load_model(model).hashes.items()))
+    assert settings.load().model.hashes == dict(settings.hashes)
+    file = model / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=False) | {"current_epoch": 7}, file)
+    with pytest.raises(ValueError, match="the checkpoint is another one than where the prediction was started"):
+        settings.load()
+
+
+def test_a_folder_through_the_api(model, folder, tmp_path):
+    predictor = OARPredictor(model, "cpu", folds=0)
+    warnings = predictor.predict_folder(folder, tmp_path / "api")
+    assert set(warnings) == {"one", "any name", "three"}
+    assert predict("-i", folder, "-o", tmp_path / "command", "-m", model, "-f", 0, "-q", "-device", "cpu") == 0
+    for name in ("one.nii.gz", "any name.nrrd", "three.mha"):
+        assert np.array_equal(labels_in(tmp_path / "api" / name), labels_in(tmp_path / "command" / name))
+        manifest = json.loads((tmp_path / "api" / f"{name.split('.')[0]}.json").read_text())
+        assert manifest["warnings"] == warnings[name.split(".")[0]]
+    (folder / "broken.mha").write_text("nothing")
+    with pytest.raises(ValueError, match="broken.mha"):
+        predictor.predict_folder(folder, tmp_path / "again")
+    assert (tmp_path / "again" / "one.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.nii"])
+def test_labels_that_a_full_disk_cut_off_are_no_result(tmp_path, name):
+    """ITK writes what fits and says nothing; the limit of a process stands in for the disk."""
+    script = (
+        "import resource, sys, numpy as np, SimpleITK as sitk\n"
+        "from pathlib import Path\n"
+        "from nnunet_oar.files import written_whole\n"
+        "from nnunet_oar.inference.image import write_labels\n"
+        "labels = np.random.default_rng(0).integers(0, 255, (50, 60, 60)).astype(np.uint8)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with written_whole(Path(sys.argv[1]), keep_ending=True) as temporary:\n"
+        "    write_labels(sitk.GetImageFromArray(labels), temporary)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], capture_output=True, text=True)
+    assert done.returncode and "is the disk full?" in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_the_models_descriptions_lie_beside_the_results(model, folder, tmp_path):

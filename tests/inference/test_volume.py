@@ -162,25 +162,25 @@ def test_the_ct_itself_is_never_changed(dtype, shape):
     assert np.array_equal(array, before)
 
 
-def test_ct_normalisation_clips_behind_the_interpolation():
-    """By hand: nnU-Net clips (-250, 310) at first and interpolates then, here 0 and 1000 make 500, which is clipped to 310."""
+def test_ct_normalisation_clips_before_the_interpolation():
+    """By hand, as nnU-Net: 0 and 1000 are clipped to (-250, 310) at first."""
     array = np.array([0, 1000], np.float32).reshape(1, 2, 1, 1)
     made = intensities(WITHOUT_WINDOW, ("CTNormalization",), {"0": CT})
     ours = OriginalVolume(array, (4, 1, 1), made, CPU)
-    seen = np.array([0, 250, 310, 310])
+    seen = np.array([0, 77.5, 232.5, 310])
     mean, std = seen.mean(), seen.std()
     assert ours.mean[0] == pytest.approx(mean) and ours.std[0] == pytest.approx(std)
     found = ours.sample(Box.full((4, 1, 1)), (4, 1, 1)).flatten()
     np.testing.assert_allclose(found, (seen - mean) / std, atol=1e-5)
     assert float(ours.lowest[0]) == pytest.approx(-mean / std)
-    # preprocessed data are in units of the training set's deviation; nothing is clipped there, the body is found in it
-    np.testing.assert_allclose(ours.whole().flatten(), (np.array([0, 250, 750, 1000]) - 40) / 120, atol=1e-5)
+    # preprocessed data are in units of the training set's deviation
+    np.testing.assert_allclose(ours.whole().flatten(), (seen - 40) / 120, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
 @given(views(), places(), st.booleans())
 def test_ct_normalisation_on_any_grid(array, place, has_window):
-    """With equal shapes, where nothing is resampled, it is nnU-Net's own; else it is that of the resampled image."""
+    """nnU-Net's own, then resampled."""
     shape, box, grid = place
     plan, schemes = CT_PLAN if has_window else WITHOUT_WINDOW, ("CTNormalization",) * len(array)
     known = {str(channel): CT | {"mean": 40.0 + channel} for channel in range(len(array))}
@@ -188,21 +188,18 @@ def test_ct_normalisation_on_any_grid(array, place, has_window):
     if has_window:
         known = dict.fromkeys(known, CT)
 
-    def normalised(image):
-        channels = [
-            CTNormalization(False, known[str(c)], np.float32).run(of.numpy()) for c, of in enumerate(image.clone())
-        ]
-        return LoadedVolume(torch.from_numpy(np.stack(channels)), plan.data_window)
-
+    channels = [
+        CTNormalization(False, known[str(c)], np.float32).run(of.copy())
+        for c, of in enumerate(array.astype(np.float32))
+    ]
     for working in (array.shape[1:], shape):
         ours = OriginalVolume(array, working, intensities(plan, schemes, known), CPU)
         where = box if working == shape else Box.full(working)
-        theirs = normalised(resampled(array.copy(), working))
+        preprocessed = resampled(np.stack(channels), working)
+        theirs = LoadedVolume(preprocessed, plan.data_window)
         assert_same(ours.sample(where, grid), theirs.sample(where, grid), ours.std)
         assert_same(ours.lowest.view(-1, 1, 1, 1), theirs.lowest.view(-1, 1, 1, 1), ours.std)
-    # `whole` is what comes before clipping, in the same units
-    raw = [(of - known[str(c)]["mean"]) / 120 for c, of in enumerate(resampled(array.copy(), shape))]
-    torch.testing.assert_close(ours.whole(), torch.stack(raw), atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours.whole(), preprocessed, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("scheme", SCALES)
