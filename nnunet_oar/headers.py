@@ -18,6 +18,9 @@ import numpy as np
 
 # longer than any header of text
 LONGEST = 1 << 20
+# what lies between name and value, and which line is the last
+NRRD = b":", lambda line: line.strip() == b""
+META = b"=", lambda line: line.startswith(b"ElementDataFile")
 
 
 def require_sound_header(path: Path) -> None:
@@ -29,9 +32,17 @@ def require_sound_header(path: Path) -> None:
     if name.endswith((".nii", ".nii.gz")):
         _nifti(path)
     elif name.endswith(".nrrd"):
-        _text(path, b":", lambda line: line.strip() == b"", _nrrd_spacing, _nrrd_check)
+        _text(path, *NRRD, _nrrd_spacing, _nrrd_check)
     else:
-        _text(path, b"=", lambda line: line.startswith(b"ElementDataFile"), _meta_spacing, _meta_check)
+        _text(path, *META, _meta_spacing, _meta_check)
+
+
+def says_directions(path: Path) -> bool:
+    """Whether a .nrrd, .mha or .mhd file says how its axes lie in the patient, which ITK guesses where it does not."""
+    nrrd = path.name.lower().endswith(".nrrd")
+    with open(path, "rb") as file:
+        fields = _fields(file, *(NRRD if nrrd else META))
+    return bool({"space"} & set(fields) if nrrd else {"transformmatrix", "orientation", "rotation"} & set(fields))
 
 
 def require_whole(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
@@ -93,18 +104,24 @@ def _text(
     check: Callable[[dict[str, str]], Callable[[BinaryIO], Iterator[bytes]] | None],
 ) -> None:
     with open(path, "rb") as file:
-        fields: dict[str, str] = {}
-        while file.tell() < LONGEST and (line := file.readline(LONGEST)):
-            key, found, value = line.partition(separator)
-            if found:
-                fields[key.strip().lower().decode("ascii", "replace")] = value.strip().decode("ascii", "replace")
-            if is_last(line):
-                break
+        fields = _fields(file, separator, is_last)
         _require_spacing(path, spacing(fields))
         read = check(fields)
         if read is not None:
             with _to_the_end(path):
                 sum(map(len, read(file)))
+
+
+def _fields(file: BinaryIO, separator: bytes, is_last: Callable[[bytes], bool]) -> dict[str, str]:
+    """Of a header of text, which is read to its end; names in small letters."""
+    fields: dict[str, str] = {}
+    while file.tell() < LONGEST and (line := file.readline(LONGEST)):
+        key, found, value = line.partition(separator)
+        if found:
+            fields[key.strip().lower().decode("ascii", "replace")] = value.strip().decode("ascii", "replace")
+        if is_last(line):
+            break
+    return fields
 
 
 def _nrrd_spacing(fields: dict[str, str]) -> list[float]:

@@ -17,9 +17,10 @@ from nnunet_oar.axes import orientation
 from nnunet_oar.datasets.convert.volumes import require_one_direction
 from nnunet_oar.dicom.series import Series, read_series
 from nnunet_oar.dicom.volume import Stack, hu_image
-from nnunet_oar.headers import require_numbers, require_sound_header, require_whole
+from nnunet_oar.headers import require_numbers, require_sound_header, require_whole, says_directions
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+NIFTI = (".nii.gz", ".nii")
+ENDINGS = (*NIFTI, ".nrrd", ".mha", ".mhd")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 # what no scanner makes: a header in the wrong unit, or a damaged one
 SPACING_MM = (0.01, 50.0)
@@ -96,7 +97,12 @@ def read_image(paths: Sequence[Path]) -> Image:
     images = []
     for path in paths:
         try:
-            images.append(as_image(_read(path)))
+            image = as_image(_read(path))
+            if not path.name.lower().endswith(NIFTI) and not says_directions(path):
+                image = replace(
+                    image, remarks=(f"{path.name} does not say how it lies in the patient: check left and right",)
+                )
+            images.append(image)
         except (ValueError, OSError, EOFError, RuntimeError, ImageFileError, MemoryError) as error:
             text = str(error) if isinstance(error, ValueError) else _last_line(error)
             raise ValueError(text if str(path) in text else f"{path}: {text}") from error
@@ -122,7 +128,7 @@ def write_labels(image: Any, path: Path) -> None:
         sitk.WriteImage(image, str(path), True)
     else:
         nibabel.save(image, path)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if path.name.lower().endswith(NIFTI):
         try:
             require_whole(path, nibabel.load(path))
         except (ValueError, OSError, ImageFileError) as error:
@@ -138,7 +144,8 @@ def stacked(images: Sequence[Image], names: Sequence[str]) -> Image:
         if not same or ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3, atol=1e-2):
             raise ValueError(f"{name} and {names[0]} are channels of one image and must lie on one grid")
     array = np.concatenate([image.array for image in images])
-    return Image(array, first.spacing_mm, first.orientation, first.source)
+    remarks = tuple(remark for image in images for remark in image.remarks)
+    return Image(array, first.spacing_mm, first.orientation, first.source, remarks=remarks)
 
 
 def _geometry(image: Image) -> np.ndarray:
@@ -165,7 +172,7 @@ def turned(array: np.ndarray, letters: str, wanted: str) -> np.ndarray:
 def _read(path: Path):
     if not path.is_file():
         raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    is_nifti = path.name.lower().endswith(NIFTI)
     require_sound_header(path)
     if is_nifti:
         header = nibabel.load(path)

@@ -116,6 +116,25 @@ def test_what_is_no_ct_is_refused_with_its_name(tmp_path, name, words):
     assert name in text and words in text and "\n" not in text
 
 
+@pytest.mark.parametrize("ending, field", [(".nrrd", b"space: "), (".mha", b"TransformMatrix = ")])
+def test_a_file_that_does_not_say_how_it_lies_is_remarked_on(tmp_path, ending, field):
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6), np.int16)), str(path), False)
+    assert read_image([path]).remarks == ()
+    content = path.read_bytes()
+    start = content.index(field)
+    path.write_bytes(content[:start] + content[content.index(b"\n", start) + 1 :])
+    if ending == ".nrrd":  # vectors need a space
+        content = path.read_bytes()
+        for name in (b"space directions", b"space origin"):
+            start = content.index(name)
+            content = content[:start] + content[content.index(b"\n", start) + 1 :]
+        path.write_bytes(content.replace(b"encoding", b"spacings: 1 1 1\nencoding"))
+    (remark,) = read_image([path]).remarks
+    assert remark == f"ct{ending} does not say how it lies in the patient: check left and right"
+    assert len(read_image([path, path]).remarks) == 2
+
+
 def test_channels_must_lie_on_one_grid(tmp_path):
     for name, letters in (("a.mha", "LPS"), ("b.mha", "RAS")):
         sitk.WriteImage(ct(letters), str(tmp_path / name))
