@@ -70,6 +70,45 @@ def test_killed_at_any_moment_nothing_is_half_there(batch, tmp_path):
     same(labels_of(tmp_path / "out"), expected)
 
 
+DIES = """
+import os, signal, sys
+import numpy, SimpleITK
+from nnunet_oar.cli import main
+
+def dies(real, position):
+    def write(*args, **options):
+        real(*args, **options)
+        os.truncate(args[position], os.path.getsize(args[position]) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write
+
+if sys.argv[1] == "labels":
+    SimpleITK.WriteImage = dies(SimpleITK.WriteImage, 1)
+else:
+    numpy.savez_compressed = dies(numpy.savez_compressed, 0)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["labels", "probabilities"])
+def test_killed_in_the_middle_of_a_file(batch, tmp_path, what):
+    """The writer stops half-way through the first file of its kind."""
+    model, images, expected = batch
+    out = tmp_path / "out"
+    options = ["predict", "-i", images, "-o", out, "-m", model, "-q", "--continue_prediction", "--save_probabilities"]
+    killed = subprocess.run([sys.executable, "-c", DIES, what, *map(str, options)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path for path in out.iterdir() if path.name.startswith(".tmp.")]
+    assert not list(out.glob("[!.]*.nii.gz")) and not (what == "probabilities" and list(out.glob("[!.]*.npz")))
+    assert main(list(map(str, options))) == 0
+    same(labels_of(out), expected)
+    for name in expected:
+        with np.load(out / name.replace(".nii.gz", ".npz")) as stored:
+            assert stored["probabilities"].argmax(0).shape == expected[name].shape
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_loses_no_case(batch, tmp_path):
     pytest.importorskip("distributed")
