@@ -29,6 +29,13 @@ def written_whole(path: Path | str, *, shared: bool = False, keep_ending: bool =
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """What `written_whole`, shared and with keep_ending, left in a folder when its process was killed; where nobody else writes
+    there."""
+    for path in folder.glob(f".tmp.{'[0-9a-f]' * 32}.*"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def folder_written_whole(folder: Path | str) -> Iterator[Path]:
     """Context that gives a temporary folder beside `folder`, which is new or empty, and renames it to `folder` at the end.

@@ -112,6 +112,7 @@ def predict(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_oar.dicom.segmentation import require_highdicom
+    from nnunet_oar.files import remove_leftovers
     from nnunet_oar.inference.batch import Settings, predict_cases, predict_on_cluster
     from nnunet_oar.inference.cases import DicomCase, Outputs, find_cases, write_statistics
 
@@ -144,6 +145,8 @@ def predict(args: argparse.Namespace) -> int:
         print(f"passed over, as no image lies in it: {other}", file=sys.stderr)
     outputs = Outputs(args.save_probabilities, args.preview, args.format or "nifti", names)
     args.o.mkdir(parents=True, exist_ok=True)
+    if args.num_parts == 1 and not args.scheduler:
+        remove_leftovers(args.o)
     todo = [case for case in cases if not (args.continue_prediction and case.done(args.o, outputs.probabilities))]
     if len(todo) < len(cases) and not args.quiet:
         print(f"{len(cases) - len(todo)} of {len(cases)} cases are there already and stay as they are")

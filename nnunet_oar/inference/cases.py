@@ -197,7 +197,10 @@ def _with_images(folders: Sequence[Path], source: Path) -> list[Path]:
 
 
 def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, folder: Path, outputs: Outputs) -> None:
-    """All files of a case, each there whole or not at all; the labels last, so that where they are everything is."""
+    """All files of a case, each there whole or not at all; the labels last, so that where they are everything is.
+
+    Two processes may write the same case, as when a cluster gives up a worker that is still at it: the last one wins.
+    """
     start = time.perf_counter()
     # those of an earlier run are not to lie beside what is said of the new ones
     case.output(folder).unlink(missing_ok=True)
@@ -205,10 +208,10 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
         _write_probabilities(case, prediction, predictor, folder)
     if outputs.preview:
         _write_preview(case, prediction, predictor, folder)
-    with written_whole(case.output(folder), keep_ending=True) as temporary:
+    with written_whole(case.output(folder), shared=True, keep_ending=True) as temporary:
         _write_result(temporary, prediction, predictor, outputs)
         prediction.seconds["write"] = time.perf_counter() - start
-        with written_whole(folder / f"{case.name}.json") as file:
+        with written_whole(folder / f"{case.name}.json", shared=True, keep_ending=True) as file:
             file.write_text(json.dumps(manifest(case, prediction, predictor), indent=1))
 
 
@@ -306,10 +309,10 @@ def _write_probabilities(case: Case, prediction: Prediction, predictor: OARPredi
     array, letters = prediction.probabilities, prediction.image.orientation
     if reader.endswith("WithReorient"):
         array = turned(array, letters, CANONICAL)
-    with written_whole(folder / f"{case.name}.npz", keep_ending=True) as temporary:
+    with written_whole(folder / f"{case.name}.npz", shared=True, keep_ending=True) as temporary:
         np.savez_compressed(temporary, probabilities=array)
     properties = reader_class().read_images([str(path) for path in case.files])[1]
-    with written_whole(folder / f"{case.name}.pkl") as temporary:
+    with written_whole(folder / f"{case.name}.pkl", shared=True, keep_ending=True) as temporary:
         temporary.write_bytes(pickle.dumps(properties))
 
 
