@@ -38,7 +38,7 @@ class CaseFacts:
     """Shape of one preprocessed case and the box of each organ that it annotates, in voxels of the working spacing.
 
     complete: the case annotates every organ, so that what is missing is absent. instances: box of each, for trainers that ask for
-    them. volumes_ml: of each organ in the label map.
+    them. volumes_ml: of each organ in the label map. mean_hu: in each organ, of the first channel, where the images were read.
     """
 
     shape: Triple
@@ -46,6 +46,7 @@ class CaseFacts:
     complete: bool = True
     instances: Sequence[Box] = ()
     volumes_ml: Mapping[int, float] = field(default_factory=dict)
+    mean_hu: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ def postprocessing_of(organs: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def ranges(facts: DatasetFacts) -> dict:
-    """How large organs are in the data set, how far its CTs reach beyond them, and which organs none lacks."""
-    extents, volumes = {}, {}
+    """How large and how bright organs are in the data set, how far its CTs reach beyond them, and which organs none lacks."""
+    extents, volumes, intensities = {}, {}, {}
     for name, label in facts.labels.items():
         shapes = [case.organs[label].shape for case in facts.cases if label in case.organs]
         if shapes:
@@ -167,6 +168,9 @@ def ranges(facts: DatasetFacts) -> dict:
         ml = [case.volumes_ml[label] for case in facts.cases if label in case.volumes_ml]
         if ml:
             volumes[name] = (round(min(ml), 3), round(max(ml), 3))
+        hu = [case.mean_hu[label] for case in facts.cases if label in case.mean_hu]
+        if hu:
+            intensities[name] = (round(min(hu), 1), round(max(hu), 1))
     letters = facts.axes.letters if facts.axes else None
     # what a case does not annotate may lie anywhere
     complete = [case for case in facts.cases if case.complete]
@@ -180,6 +184,7 @@ def ranges(facts: DatasetFacts) -> dict:
     return {
         "organ_extent_vox": extents,
         "organ_volume_ml": volumes,
+        "organ_mean_hu": intensities,
         "organ_free_mm": tuple(np.max(free, axis=0).round(1).tolist()) if free else None,
         "always_present": tuple(
             name for name, label in facts.labels.items() if complete and all(label in case.organs for case in complete)

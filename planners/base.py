@@ -195,12 +195,17 @@ class OARPlanner(ExperimentPlanner):
                 instances = find_instances(mask, InstancePlan.max_instances, voxel_mm=properties["spacing"])
             voxels = np.bincount(seg.ravel())
             volumes = {label: float(voxels[label] * np.prod(properties["spacing"])) / 1000 for label in boxes}
-            return seg.shape, properties, boxes, len(annotated) == len(labels), instances, volumes
+            image = reader.read_images(case["images"])[0][0]
+            inside = {label: image[box.slices][seg[box.slices] == label] for label, box in boxes.items()}
+            # a voxel that is no number is replaced in training
+            finite = {label: values[np.isfinite(values)] for label, values in inside.items()}
+            means = {label: float(values.mean(dtype=np.float64)) for label, values in finite.items() if values.size}
+            return seg.shape, properties, boxes, len(annotated) == len(labels), instances, volumes, means
 
         with ThreadPoolExecutor(self.processes) as pool:
             results = pool.map(read, self.dataset)
-            progress = tqdm(results, "reading labels", len(self.dataset), disable=self.disable_progress_bar)
-            shapes, properties, boxes, complete, instances, volumes = zip(*progress, strict=True)
+            progress = tqdm(results, "reading cases", len(self.dataset), disable=self.disable_progress_bar)
+            shapes, properties, boxes, complete, instances, volumes, means = zip(*progress, strict=True)
         if not any(boxes):
             raise ValueError(
                 f"{self.dataset_name}: no training case holds a voxel of an organ that it annotates (dataset.json)"
@@ -220,9 +225,10 @@ class OARPlanner(ExperimentPlanner):
                 all_annotated,
                 [box.rescaled(old, new) for box in of_case],
                 millilitres,
+                mean_hu,
             )
-            for old, new, organs, all_annotated, of_case, millilitres in zip(
-                shapes, new_shapes, boxes, complete, instances, volumes, strict=True
+            for old, new, organs, all_annotated, of_case, millilitres, mean_hu in zip(
+                shapes, new_shapes, boxes, complete, instances, volumes, means, strict=True
             )
         ]
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0, 1 for a problem that the user can mend (one sentence on stderr), 2 for wrong usage."""
+    """Exit status 0, 1 for a problem that the user can mend (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
@@ -44,3 +44,6 @@ def main(argv: list[str] | None = None) -> int:
         # nnU-Net raises without a text in places, having printed what is wrong
         print(f"nnunet_oar {args.command}: {error or 'failed; the lines above say why'}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"nnunet_oar {args.command}: interrupted", file=sys.stderr)
+        return 130

@@ -99,8 +99,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"-part_id must lie in 0 to {args.num_parts - 1}, with -num_parts {args.num_parts}")
     if args.o.exists() and not args.o.is_dir():
         raise ValueError(f"-o: {args.o} is a file; name a folder")
-    if args.o.resolve() in (args.i.resolve(), args.i.resolve().parent if args.i.is_file() else None):
-        raise ValueError(f"-o is the folder of -i, {args.o}: the results would replace the CTs")
     if args.save_probabilities and args.format not in (None, "nifti"):
         raise ValueError("--save_probabilities is for results in nifti")
     return predict(args)
@@ -114,10 +112,18 @@ def predict(args: argparse.Namespace) -> int:
     from nnunet_oar.dicom.segmentation import require_highdicom
     from nnunet_oar.files import remove_leftovers
     from nnunet_oar.inference.batch import Settings, predict_cases, predict_on_cluster
-    from nnunet_oar.inference.cases import DicomCase, Outputs, find_cases, write_statistics
+    from nnunet_oar.inference.cases import (
+        DicomCase,
+        Outputs,
+        find_cases,
+        made_with,
+        require_other_folder,
+        write_statistics,
+    )
 
     # about values in headers that break the standard, of which clinics are full
     warnings.filterwarnings("ignore", category=UserWarning, module="pydicom|highdicom")
+    require_other_folder(args.i, args.o)
     folder = model_folder(args)
     settings = Settings(
         str(folder.resolve()),
@@ -147,9 +153,14 @@ def predict(args: argparse.Namespace) -> int:
     args.o.mkdir(parents=True, exist_ok=True)
     if args.num_parts == 1 and not args.scheduler:
         remove_leftovers(args.o)
-    todo = [case for case in cases if not (args.continue_prediction and case.done(args.o, outputs.probabilities))]
-    if len(todo) < len(cases) and not args.quiet:
-        print(f"{len(cases) - len(todo)} of {len(cases)} cases are there already and stay as they are")
+    todo = cases
+    if args.continue_prediction:
+        todo = [case for case in cases if not case.done(args.o, outputs.probabilities, made_with(predictor))]
+        again = sum(case.output(args.o).exists() for case in todo)
+        if again:
+            print(f"{again} cases are there damaged, of another model or with other options: they are predicted again")
+        if len(todo) < len(cases) and not args.quiet:
+            print(f"{len(cases) - len(todo)} of {len(cases)} cases are there already and stay as they are")
     copy_descriptions(folder, args.o)
     if args.scheduler:
         meant = replace(settings, hashes=tuple(predictor.model.hashes.items()))
@@ -168,6 +179,7 @@ def predict(args: argparse.Namespace) -> int:
                 tqdm.write(f"{outcome.case.output(args.o)} is of an earlier run", file=sys.stderr)
         elif not args.quiet:
             tqdm.write(f"{outcome.case.name}: {outcome.case.output(args.o)}, {outcome.seconds:.1f} s")
+            sys.stdout.flush()  # a log file shows how far it is
     if args.statistics:
         part = f"_part{args.part_id}" if args.num_parts > 1 else ""
         write_statistics([case for case in cases if case.name not in failed], args.o, f"statistics{part}")

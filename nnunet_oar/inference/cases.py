@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 
 from nnunet_oar.dicom.files import first_image, looks_like_dicom
 from nnunet_oar.dicom.rtstruct import About, require_references, write_rtstruct
@@ -22,7 +24,8 @@ from nnunet_oar.dicom.segmentation import write_segmentation
 from nnunet_oar.dicom.volume import labels_on_slices
 from nnunet_oar.evaluation.picture import COLOURS, contour_picture
 from nnunet_oar.files import written_whole
-from nnunet_oar.inference.image import ENDINGS, Image, read_dicom, read_image, turned, turned_axes, write_labels
+from nnunet_oar.headers import require_whole
+from nnunet_oar.inference.image import ENDINGS, NIFTI, Image, read_dicom, read_image, turned, turned_axes, write_labels
 from nnunet_oar.inference.predictor import CANONICAL, OARPredictor, Prediction
 from nnunet_oar.networks.precision import precision_of
 from nnunet_oar.version import __version__
@@ -43,8 +46,20 @@ class Case:
     def output(self, folder: Path) -> Path:
         return folder / f"{self.name}{self.ending}"
 
-    def done(self, folder: Path, probabilities: bool) -> bool:
-        return self.output(folder).is_file() and (not probabilities or (folder / f"{self.name}.pkl").is_file())
+    def done(self, folder: Path, probabilities: bool, made_with: Mapping) -> bool:
+        """Whether the folder holds the results of this model with these options (see `made_with`), undamaged."""
+        output, notes = self.output(folder), folder / f"{self.name}.json"
+        if not (
+            output.is_file() and notes.is_file() and (not probabilities or (folder / f"{self.name}.pkl").is_file())
+        ):
+            return False
+        try:
+            known = json.loads(notes.read_text())
+            if output.name.endswith(NIFTI):
+                require_whole(output, nibabel.load(output))
+        except (ValueError, OSError, ImageFileError):
+            return False
+        return all(known.get(key) == value for key, value in made_with.items())
 
     def read(self) -> Image:
         return read_image(self.files)
@@ -108,6 +123,12 @@ def find_cases(
         if case.name in RESERVED:
             raise ValueError(f"{case.files[0]}: rename it, as {case.name}.json means something else among the results")
     return cases
+
+
+def require_other_folder(source: Path, output: Path) -> None:
+    """Raise ValueError where results would replace the images."""
+    if output.resolve() in (source.resolve(), source.resolve().parent if source.is_file() else None):
+        raise ValueError(f"{output} is the folder of the CTs, which the results would replace; choose another one")
 
 
 def _ending(path: Path) -> str | None:
@@ -246,7 +267,7 @@ def _about(prediction: Prediction, predictor: OARPredictor) -> About:
 
 def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dict:
     """How a result came about: enough to repeat it, and to see at a glance what to distrust."""
-    model, plan = predictor.model, predictor.plan
+    plan = predictor.plan
     return {
         "case": case.name,
         "input": [path.name for path in case.files],
@@ -269,6 +290,18 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
             {name: [list(box.start), list(box.stop)] for name, box in boxes.items()} for boxes in prediction.boxes
         ],
         "seconds": {step: _rounded(seconds) for step, seconds in prediction.seconds.items()},
+        **made_with(predictor),
+        "device": str(predictor.device),
+        "precision": precision_of(predictor.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def made_with(predictor: OARPredictor) -> dict:
+    """Model and options, as the manifest has them."""
+    model, plan = predictor.model, predictor.plan
+    return {
         "model": {
             "trainer": plan.trainer,
             "dataset": model.plans.get("dataset_name"),
@@ -283,10 +316,6 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
             "remove_small_mm3": predictor.remove_small_mm3,
             "postprocessing": predictor.postprocessing,
         },
-        "device": str(predictor.device),
-        "precision": precision_of(predictor.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
     }
 
 

@@ -58,6 +58,10 @@ class Image:
 def as_image(source: Any, spacing_mm: Sequence[float] | None = None, direction: Sequence[float] | None = None) -> Image:
     """What a caller holds: a SimpleITK or nibabel image, an array (Z, Y, X) or (C, Z, Y, X) with `spacing_mm` (z, y, x) and
     `direction` (ITK's nine cosines, row-major), or a list of images or arrays, one per channel."""
+    if isinstance(source, (sitk.Image, nibabel.spatialimages.SpatialImage)) and (
+        spacing_mm is not None or direction is not None
+    ):
+        raise ValueError("spacing_mm and direction are for arrays; an image says itself how it lies")
     if isinstance(source, (list, tuple)):
         channels = [as_image(one, spacing_mm, direction) for one in source]
         return stacked(channels, [f"channel {index}" for index in range(len(channels))])

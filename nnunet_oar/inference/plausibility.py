@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from nnunet_oar.sides import side_pairs
 # Beyond the range seen in training by these parts of it: patients vary more than a data set shows
 EXTENT_TOLERANCE = 0.2
 VOLUME_TOLERANCE = 0.5
+# and by this: contrast media differ
+HU_TOLERANCE = 80.0
 FREE_TOLERANCE_MM = 50.0
 # Folds that agree less than this with their mean (Dice) have learnt different things, or see what none of them knows
 LEAST_AGREEMENT = 0.8
@@ -31,6 +34,7 @@ def implausible(
     texts = []
     for name, organ in organs.items():
         texts += _size(plan, name, organ)
+    texts += _intensities(plan, organs)
     absent = [name for name in asked if name in plan.always_present and name not in organs] if organs else []
     if absent:
         texts.append(f"{', '.join(absent)}: not in the result, and in all training cases")
@@ -60,6 +64,16 @@ def _size(plan: OARPlan, name: str, organ: Mapping[str, Any]) -> list[str]:
                 texts.append(f"{name} reaches over {extents} mm, which is outside of the range in training")
                 break
     return texts
+
+
+def _intensities(plan: OARPlan, organs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One sentence for all organs: values that are no HU make contours that look right."""
+    odd = []
+    for name, organ in organs.items():
+        low, high = plan.organ_mean_hu.get(name, (-math.inf, math.inf))
+        if not low - HU_TOLERANCE <= organ["mean_hu"] <= high + HU_TOLERANCE:
+            odd.append(f"{name} {organ['mean_hu']:.0f} (in training {low:.0f} to {high:.0f})")
+    return [f"mean HU unlike in training: {', '.join(odd)}; are the CT's values HU?"] if odd else []
 
 
 def _sides(organs: Mapping[str, Mapping[str, Any]], letters: str) -> list[str]:

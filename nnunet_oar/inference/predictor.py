@@ -127,9 +127,9 @@ class OARPredictor:
             result.probabilities = np.zeros((organs + 1, *result.labels.shape), np.float16)
             result.probabilities[0] = 1
             odds = turned(result.probabilities, image.orientation, letters)
-        valid = nonzero_box(array)
+        valid = None if array.min() == array.max() else nonzero_box(array)
         if valid is None:
-            result.warnings.append("the image is 0 everywhere: no organ can be found, the result is empty")
+            result.warnings.append("the image has one value everywhere: no organ can be found, the result is empty")
             return result
         inside = (slice(None), *valid.slices)
         shape = working_shape(valid.shape, spacing_mm, self.model.configuration["spacing"])
@@ -153,10 +153,11 @@ class OARPredictor:
         Raises ValueError for a source that holds no case, and, when the others are done, for cases that could not be predicted.
         """
         from nnunet_oar.inference.batch import predict_cases
-        from nnunet_oar.inference.cases import Outputs, find_cases
+        from nnunet_oar.inference.cases import Outputs, find_cases, require_other_folder
 
-        cases = find_cases(Path(source), self.model.channels)
-        output = Path(output)
+        source, output = Path(source), Path(output)
+        require_other_folder(source, output)
+        cases = find_cases(source, self.model.channels)
         output.mkdir(parents=True, exist_ok=True)
         outcomes = list(predict_cases(self, cases, output, Outputs()))
         failed = [outcome.error for outcome in outcomes if outcome.error is not None]

@@ -70,6 +70,7 @@ class OARPlan:
     # spacing; organ_free_mm: the longest part of a CT without any organ, below the lowest and above the highest one
     organ_extent_vox: dict[str, tuple[Triple, Triple]] = spec({}, check.dict_of(check.list_of(check.shape, 2)))
     organ_volume_ml: dict[str, tuple[float, float]] = spec({}, check.dict_of(check.list_of(check.number(0), 2)))
+    organ_mean_hu: dict[str, tuple[float, float]] = spec({}, check.dict_of(check.list_of(check.number(-1e6, 1e6), 2)))
     organ_free_mm: tuple[float, float] | None = spec(None, check.optional(check.list_of(check.number(0), 2)))
     # organs that all training cases hold which annotate everything
     always_present: tuple[str, ...] = spec((), check.list_of(check.string))
@@ -96,7 +97,9 @@ class OARPlan:
             )
 
         self._refuse_mirrored_sides()
-        self._refuse_unknown_organs("postprocessing", "organ_extent_vox", "organ_volume_ml", "always_present")
+        self._refuse_unknown_organs(
+            "postprocessing", "organ_extent_vox", "organ_volume_ml", "organ_mean_hu", "always_present"
+        )
 
     def _refuse_unknown_organs(self, *names: str) -> None:
         for name in names:

@@ -116,6 +116,13 @@ def test_what_is_no_ct_is_refused_with_its_name(tmp_path, name, words):
     assert name in text and words in text and "\n" not in text
 
 
+def test_an_image_says_itself_how_it_lies():
+    image = sitk.GetImageFromArray(np.zeros((4, 5, 6), np.int16))
+    for options in ({"spacing_mm": (1, 1, 1)}, {"direction": np.eye(3)}):
+        with pytest.raises(ValueError, match="are for arrays; an image says itself"):
+            as_image(image, **options)
+
+
 @pytest.mark.parametrize("ending, field", [(".nrrd", b"space: "), (".mha", b"TransformMatrix = ")])
 def test_a_file_that_does_not_say_how_it_lies_is_remarked_on(tmp_path, ending, field):
     path = tmp_path / f"ct{ending}"

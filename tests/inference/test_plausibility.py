@@ -8,13 +8,14 @@ from nnunet_oar.roi import Box
 
 PLAN = CascadePlan(
     organs=("kidney_left", "kidney_right"), flip_axes=(), array_orientation="SAR", organ_free_mm=(20.0, 100.0),
-    organ_volume_ml={"kidney_left": (100.0, 200.0)}, organ_extent_vox={"kidney_left": ((20, 20, 20), (30, 30, 30))},
+    organ_volume_ml={"kidney_left": (100.0, 200.0)}, organ_mean_hu={"kidney_left": (20.0, 180.0)},
+    organ_extent_vox={"kidney_left": ((20, 20, 20), (30, 30, 30))},
 )  # fmt: skip
 SHAPE, SPACING = (60, 100, 100), (3.0, 2.0, 2.0)
 
 
-def organ(box, ml=150.0, extent=(25, 25, 25)):
-    return {"box": box, "ml": ml, "extent_vox": list(extent), "extent_mm": [75.0, 50.0, 50.0]}
+def organ(box, ml=150.0, extent=(25, 25, 25), hu=100.0):
+    return {"box": box, "ml": ml, "extent_vox": list(extent), "extent_mm": [75.0, 50.0, 50.0], "mean_hu": hu}
 
 
 # arrays grow towards the patient's right
@@ -35,6 +36,8 @@ def test_what_is_as_in_training_says_nothing():
     [
         ({"ml": 40.0}, "kidney_left has 40 ml, in training it had 100 to 200"),
         ({"ml": 310.0}, "kidney_left has 310 ml"),
+        ({"hu": 1100.0}, "kidney_left 1100 (in training 20 to 180); are the CT's values HU?"),
+        ({"hu": -70.0}, "kidney_left -70 (in training 20 to 180)"),
         ({"extent": (25, 60, 25)}, "kidney_left reaches over 75 x 50 x 50 mm"),
         ({"left": RIGHT, "right": LEFT}, "kidney_left lies to the right of kidney_right"),
         ({"letters": "SAL"}, "kidney_left lies to the right of kidney_right"),

@@ -150,7 +150,7 @@ def test_wrong_usage_is_answered_by_one_sentence(model, folder, tmp_path, capsys
         (("-i", folder, "-o", out, "-m", model, "--organs", "liver"), "no organ 'liver'"),
         (("-i", folder, "-o", out, "-m", model, "-device", "toaster"), "device 'toaster'"),
         (("-i", folder, "-o", out, "-m", model, "-num_parts", 2, "-part_id", 2), "-part_id must lie in 0 to 1"),
-        (("-i", folder, "-o", folder, "-m", model), "would replace the CTs"),
+        (("-i", folder, "-o", folder, "-m", model), "which the results would replace"),
         (("-i", tmp_path / "nowhere", "-o", out, "-m", model), "nowhere does not exist"),
         (("-i", folder, "-o", out, "-m", model, "-num_parts", 0), "-num_parts must be at least 1"),
         (("-i", folder, "-o", out, "-m", model, "--remove-small", "nan"), "--remove-small must be mm^3, 0 or more"),
@@ -313,6 +313,45 @@ def test_the_manifest_tells_what_was_too_small(model, folder, tmp_path):
     assert json.loads((tmp_path / "out0" / "one.json").read_text())["postprocessing"] == {}
 
 
+def test_continuing_repeats_what_is_damaged_or_was_made_otherwise(model, folder, tmp_path, capsys):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = ("-i", folder, "-m", model, "-f", 0)
+    for where in (out, whole):
+        assert predict(*command, "-o", where, "-q") == 0
+    content = (out / "one.nii.gz").read_bytes()
+    (out / "one.nii.gz").write_bytes(content[: len(content) // 2])
+    (out / "any name.json").unlink()
+    capsys.readouterr()
+    assert predict(*command, "-o", out, "--continue_prediction", "--disable_progress_bar") == 0
+    said = capsys.readouterr().out
+    assert "2 cases are there damaged" in said and "1 of 3 cases are there already" in said
+    for name in ("one.nii.gz", "any name.nrrd", "three.mha"):
+        assert np.array_equal(labels_in(out / name), labels_in(whole / name))
+    for options, again in ((("--organs", "heart"), 3), (("-f", 1), 3), ((), 3), ((), 0)):
+        assert predict(*command, *options, "-o", out, "--continue_prediction", "--disable_progress_bar") == 0
+        said = capsys.readouterr().out
+        assert (f"{again} cases are there damaged, of another model" in said) == bool(again)
+    assert np.array_equal(labels_in(out / "three.mha"), labels_in(whole / "three.mha"))
+
+
+def test_an_interruption_is_one_line(model, folder, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "predict_cases", interrupted)
+    assert predict("-i", folder, "-o", tmp_path / "out", "-m", model, "-q") == 130
+    assert capsys.readouterr().err.strip() == "nnunet_oar predict: interrupted"
+
+
+def test_a_ct_of_one_value_has_no_organs(model, tmp_path, capsys):
+    image = sitk.GetImageFromArray(np.full((9, 12, 14), -1000, np.int16))
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "in" / "air.nii.gz"))
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-f", 0, "-q") == 0
+    assert not labels_in(tmp_path / "out" / "air.nii.gz").any()
+    assert "one value everywhere" in capsys.readouterr().err
+
+
 def test_workers_in_another_folder_find_the_images(model, folder, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(
@@ -345,6 +384,10 @@ def test_a_folder_through_the_api(model, folder, tmp_path):
         manifest = json.loads((tmp_path / "api" / f"{name.split('.')[0]}.json").read_text())
         assert manifest["warnings"] == warnings[name.split(".")[0]]
     (folder / "broken.mha").write_text("nothing")
+    before = (folder / "one_0000.nii.gz").read_bytes()
+    with pytest.raises(ValueError, match="which the results would replace"):
+        predictor.predict_folder(folder, folder)
+    assert (folder / "one_0000.nii.gz").read_bytes() == before and not (folder / "one.json").exists()
     with pytest.raises(ValueError, match="broken.mha"):
         predictor.predict_folder(folder, tmp_path / "again")
     assert (tmp_path / "again" / "one.nii.gz").is_file()
@@ -616,7 +659,7 @@ def test_the_results_never_replace_the_cts(model, tmp_path, capsys):
         (source, tmp_path / "in"),
     ):
         error = refusal(capsys, "-i", given, "-o", out, "-m", model, "-f", 0, "-q")
-        assert "-i" in error and "-o" in error
+        assert "would replace" in error and "choose another one" in error
         assert source.read_bytes() == before and names(tmp_path / "in") == ["ct.nrrd", "with_channel_0000.nrrd"]
 
 

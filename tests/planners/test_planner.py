@@ -40,6 +40,27 @@ def test_how_the_files_are_stored_does_not_change_the_plan(copied):
         assert turned[key] == plain[key], key
 
 
+def test_how_bright_organs_are_is_in_the_plans(copied):
+    raw, _ = copied
+    labels = json.loads((raw / "dataset.json").read_text())["labels"]
+    means = {organ: [] for organ in labels if organ != "background"}
+    for index, path in enumerate(sorted((raw / "labelsTr").iterdir())):
+        file = raw / "imagesTr" / path.name.replace(".nii.gz", "_0000.nii.gz")
+        image, seg = (sitk.GetArrayFromImage(sitk.ReadImage(str(of))) for of in (file, path))
+        for organ in means:
+            means[organ].append(image[seg == labels[organ]].mean())
+        if not index:  # a voxel that is no number does not make the mean one
+            spoilt = image.astype(np.float32)
+            spoilt[tuple(np.argwhere(seg == labels["heart"])[0])] = np.nan
+            written = sitk.GetImageFromArray(spoilt)
+            written.CopyInformation(sitk.ReadImage(str(file)))
+            sitk.WriteImage(written, str(file))
+    section = planner().plan_experiment()["configurations"]["3d_fullres"]["oar"]
+    for organ, values in means.items():
+        np.testing.assert_allclose(section["organ_mean_hu"][organ], (min(values), max(values)), atol=0.2)
+    assert section["always_present"] == list(means)
+
+
 def test_the_paper_recipe_goes_into_the_plans(copied):
     section = planner(recipe="paper", epochs=3).plan_experiment()["configurations"]["3d_fullres"]["oar"]
     assert section["fine_shape"] == [128, 128, 128] and section["recipe"] == "paper" and section["epochs"] == 3
