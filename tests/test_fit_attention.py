@@ -27,7 +27,8 @@ def facts(**changes) -> DatasetFacts:
 def test_the_paper_recipe_is_the_paper():
     plan = fit_attention(facts(regions=("head", "chest")), "paper", Budget())
     expected = AttentionPlan(organs=tuple(LABELS), regions=("head", "chest"), left_right_axis=2, swap_on_flip=((1, 2),))
-    expected = dataclasses.replace(expected, postprocessing=plan.postprocessing, organ_extent_vox=plan.organ_extent_vox)
+    ranges = ("postprocessing", "organ_extent_vox", "always_present")
+    expected = dataclasses.replace(expected, **{name: getattr(plan, name) for name in ranges})
     assert plan == expected and plan.flip_axes == () and plan.phases == ATTENTION_PHASES
 
 
