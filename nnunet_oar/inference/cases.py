@@ -46,7 +46,7 @@ class Case:
     def output(self, folder: Path) -> Path:
         return folder / f"{self.name}{self.ending}"
 
-    def done(self, folder: Path, probabilities: bool, made_with: Mapping) -> bool:
+    def done(self, folder: Path, probabilities: bool, wanted: Mapping) -> bool:
         """Whether the folder holds the results of this model with these options (see `made_with`), undamaged."""
         output, notes = self.output(folder), folder / f"{self.name}.json"
         if not (
@@ -59,7 +59,7 @@ class Case:
                 require_whole(output, nibabel.load(output))
         except (ValueError, OSError, ImageFileError):
             return False
-        return all(known.get(key) == value for key, value in made_with.items())
+        return isinstance(known, dict) and all(known.get(key) == value for key, value in wanted.items())
 
     def read(self) -> Image:
         return read_image(self.files)
