@@ -16,6 +16,7 @@ from typing import BinaryIO
 import nibabel
 import numpy as np
 
+NIFTI = (".nii.gz", ".nii")
 # longer than any header of text
 LONGEST = 1 << 20
 # what lies between name and value, and which line is the last
@@ -23,15 +24,18 @@ NRRD = b":", lambda line: line.strip() == b""
 META = b"=", lambda line: line.startswith(b"ElementDataFile")
 
 
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI)
+
+
 def require_sound_header(path: Path) -> None:
     """Raise ValueError, naming the file, for a spacing that is none, and for compressed voxels that are damaged.
 
     path: .nii, .nii.gz, .nrrd, .mha or .mhd; what is not even such a header is left to the reader.
     """
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
+    if is_nifti(path):
         _nifti(path)
-    elif name.endswith(".nrrd"):
+    elif path.name.lower().endswith(".nrrd"):
         _text(path, *NRRD, _nrrd_spacing, _nrrd_check)
     else:
         _text(path, *META, _meta_spacing, _meta_check)

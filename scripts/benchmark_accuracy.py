@@ -158,11 +158,12 @@ def times_of(model: Path) -> dict[str, float]:
 def seconds_per_iteration(data: Data, names: Sequence[str], memory_gb: float) -> dict[str, float]:
     """Name -> seconds, each measured once; a variant differs in what it learns and not in what it costs."""
     file = data.preprocessed / f"seconds-per-iteration-{memory_gb:g}GB.json"
-    seconds = load_results(file)
-    for name in {VARIANTS.get(name, (name,))[0] for name in names} - set(seconds):
-        seconds[name] = Method(data, name, memory_gb).seconds_per_iteration()
-        save_results(file, seconds)
-    return {name: seconds[VARIANTS.get(name, (name,))[0]] for name in names}
+    seconds, trainers = load_results(file), {name: VARIANTS.get(name, (name,))[0] for name in names}
+    for trainer in trainers.values():
+        if trainer not in seconds:
+            seconds[trainer] = Method(data, trainer, memory_gb).seconds_per_iteration()
+            save_results(file, seconds)
+    return {name: seconds[trainer] for name, trainer in trainers.items()}
 
 
 def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, seconds: float) -> dict:

@@ -140,14 +140,15 @@ def predict(args: argparse.Namespace) -> int:
     if args.format == "dicomseg":
         require_highdicom()
     # workers may be in other folders
-    found = find_cases(args.i.absolute(), predictor.model.channels, args.format, args.series, args.resample)
+    source = args.i.absolute()
+    found = find_cases(source, predictor.model.channels, args.format, args.series, args.resample)
     cases = found[args.part_id :: args.num_parts]
     if args.save_probabilities and any(isinstance(case, DicomCase) for case in found):
         raise ValueError(
             "--save_probabilities needs images in files of their own, as nnU-Net's; convert the DICOM series"
         )
     names = region_names(args.roi_names, predictor.plan.organs)
-    for other in passed_over(args.i.absolute(), found):
+    for other in passed_over(source, found):
         print(f"passed over, as no image lies in it: {other}", file=sys.stderr)
     outputs = Outputs(args.save_probabilities, args.preview, args.format or "nifti", names)
     args.o.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,8 @@ def predict(args: argparse.Namespace) -> int:
         remove_leftovers(args.o)
     todo = cases
     if args.continue_prediction:
-        todo = [case for case in cases if not case.done(args.o, outputs.probabilities, made_with(predictor))]
+        wanted = made_with(predictor)
+        todo = [case for case in cases if not case.done(args.o, outputs.probabilities, wanted)]
         again = sum(case.output(args.o).exists() for case in todo)
         if again:
             print(f"{again} cases are there damaged, of another model or with other options: they are predicted again")

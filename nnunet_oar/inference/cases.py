@@ -24,8 +24,8 @@ from nnunet_oar.dicom.segmentation import write_segmentation
 from nnunet_oar.dicom.volume import labels_on_slices
 from nnunet_oar.evaluation.picture import COLOURS, contour_picture
 from nnunet_oar.files import written_whole
-from nnunet_oar.headers import require_whole
-from nnunet_oar.inference.image import ENDINGS, NIFTI, Image, read_dicom, read_image, turned, turned_axes, write_labels
+from nnunet_oar.headers import is_nifti, require_whole
+from nnunet_oar.inference.image import ENDINGS, Image, read_dicom, read_image, turned, turned_axes, write_labels
 from nnunet_oar.inference.predictor import CANONICAL, OARPredictor, Prediction
 from nnunet_oar.networks.precision import precision_of
 from nnunet_oar.version import __version__
@@ -55,7 +55,7 @@ class Case:
             return False
         try:
             known = json.loads(notes.read_text())
-            if output.name.endswith(NIFTI):
+            if is_nifti(output):
                 require_whole(output, nibabel.load(output))
         except (ValueError, OSError, ImageFileError):
             return False

@@ -17,9 +17,8 @@ from nnunet_oar.axes import orientation
 from nnunet_oar.datasets.convert.volumes import require_one_direction
 from nnunet_oar.dicom.series import Series, read_series
 from nnunet_oar.dicom.volume import Stack, hu_image
-from nnunet_oar.headers import require_numbers, require_sound_header, require_whole, says_directions
+from nnunet_oar.headers import NIFTI, is_nifti, require_numbers, require_sound_header, require_whole, says_directions
 
-NIFTI = (".nii.gz", ".nii")
 ENDINGS = (*NIFTI, ".nrrd", ".mha", ".mhd")
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 # what no scanner makes: a header in the wrong unit, or a damaged one
@@ -102,7 +101,7 @@ def read_image(paths: Sequence[Path]) -> Image:
     for path in paths:
         try:
             image = as_image(_read(path))
-            if not path.name.lower().endswith(NIFTI) and not says_directions(path):
+            if not is_nifti(path) and not says_directions(path):
                 image = replace(
                     image, remarks=(f"{path.name} does not say how it lies in the patient: check left and right",)
                 )
@@ -132,7 +131,7 @@ def write_labels(image: Any, path: Path) -> None:
         sitk.WriteImage(image, str(path), True)
     else:
         nibabel.save(image, path)
-    if path.name.lower().endswith(NIFTI):
+    if is_nifti(path):
         try:
             require_whole(path, nibabel.load(path))
         except (ValueError, OSError, ImageFileError) as error:
@@ -176,9 +175,8 @@ def turned(array: np.ndarray, letters: str, wanted: str) -> np.ndarray:
 def _read(path: Path):
     if not path.is_file():
         raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    is_nifti = path.name.lower().endswith(NIFTI)
     require_sound_header(path)
-    if is_nifti:
+    if is_nifti(path):
         header = nibabel.load(path)
         require_whole(path, header)
         require_numbers(header)
@@ -188,7 +186,7 @@ def _read(path: Path):
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
         # a shear, with which nnU-Net reads by nibabel, too
-        if is_nifti and "orthonormal" in str(error):
+        if is_nifti(path) and "orthonormal" in str(error):
             return nibabel.load(path)
         raise
 
