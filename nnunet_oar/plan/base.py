@@ -87,19 +87,22 @@ class OARPlan:
                 f"configuration has lost the HU; plan with nnunet_oar plan, or set hu_window to null"
             )
 
-        labels = [label for pair in self.swap_on_flip for label in pair]
-        if labels and (
-            max(labels) > len(self.organs) or len(set(labels)) < len(labels) or self.left_right_axis is None
-        ):
-            raise ValueError(
-                f"plans, section {SECTION!r}: swap_on_flip is {plain(self.swap_on_flip)}; it needs left_right_axis and pairs "
-                f"of different labels from 1 to {len(self.organs)}"
-            )
-
+        self._refuse_unfit_pairs("swap_on_flip")
         self._refuse_mirrored_sides()
         self._refuse_unknown_organs(
             "postprocessing", "organ_extent_vox", "organ_volume_ml", "organ_mean_hu", "always_present"
         )
+
+    def _refuse_unfit_pairs(self, name: str) -> None:
+        pairs = getattr(self, name)
+        labels = [label for pair in pairs for label in pair]
+        if labels and (
+            max(labels) > len(self.organs) or len(set(labels)) < len(labels) or self.left_right_axis is None
+        ):
+            raise ValueError(
+                f"plans, section {SECTION!r}: {name} is {plain(pairs)}; it needs left_right_axis and pairs of different labels "
+                f"from 1 to {len(self.organs)}, each once"
+            )
 
     def _refuse_unknown_organs(self, *names: str) -> None:
         for name in names:

@@ -69,14 +69,7 @@ class HeatmapPlan(OARPlan):
                     f"{', '.join(self.organs)}, each once"
                 )
 
-        labels = [label for pair in self.low_high_pairs for label in pair]
-        if labels and (
-            self.left_right_axis is None or max(labels) > len(self.organs) or len(set(labels)) < len(labels)
-        ):
-            raise ValueError(
-                f"plans, section {SECTION!r}: low_high_pairs is {[list(pair) for pair in self.low_high_pairs]}; it needs "
-                f"left_right_axis and labels from 1 to {len(self.organs)}, each once"
-            )
+        self._refuse_unfit_pairs("low_high_pairs")
 
     def localizer_shape(self, image_shape: Sequence[int]) -> Triple:
         """The grid on which an image of the working spacing is searched."""
