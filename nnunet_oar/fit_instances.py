@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nnunet_oar.fit import Budget, DatasetFacts, common_fields, two_stage_fields, within_budget
+from nnunet_oar.fit import Budget, DatasetFacts, common_fields, narrowed_window, two_stage_fields, within_budget
 from nnunet_oar.plan import InstancePlan
 from nnunet_oar.sides import side_pairs
 
@@ -15,30 +15,29 @@ def fit_instance_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> In
     """The section of OARInstanceCascadeTrainer. `paper`: the paper's numbers; `fitted`: grids from the instances' size and the
     budget. All labels together make an instance."""
     wanted: tuple[int, ...] = (0, 1, 2)
+    window = _paper_window(facts)
     if recipe == "fitted":
+        window = narrowed_window(facts.window)
         # a mirrored left kidney is much like a right one
         wanted = (facts.axes.left_right,) if facts.axes else ()
     plan = InstancePlan(
         **common_fields(facts, recipe, wanted),
         spacing_mm=facts.spacing_mm,
         slice_axis=facts.axes.inferior_superior if facts.axes else 0,
-        hu_window=_window(facts, recipe),
+        hu_window=window,
         instance_labels=tuple(facts.labels.values()),
         fine_weights=_weights(facts),
     )
     if recipe == "fitted":
         boxes = [(box, case.shape) for case in facts.cases for box in case.instances]
         fields, _ = two_stage_fields(facts, budget.memory_gb, boxes)
-        plan = replace(plan, **fields)
+        plan = replace(plan, **fields, draw_by="organ")
     return within_budget(plan, budget)
 
 
-def _window(facts: DatasetFacts, recipe: str) -> tuple[float, float] | None:
+def _paper_window(facts: DatasetFacts) -> tuple[float, float]:
     """The paper's window within what the preprocessed data still holds."""
     window = InstancePlan.hu_window
-    if facts.intensity_from_hu is None:
-        # the plan of the paper's recipe refuses it with a sentence of its own
-        return window if recipe == "paper" else None
     if facts.window is None or facts.intensity_from_hu == (1.0, 0.0):
         return window
     # CTNormalization has clipped to the foreground's percentiles

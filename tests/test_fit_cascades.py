@@ -34,7 +34,8 @@ def test_the_instance_grid_is_that_of_one_kidney_not_of_both():
     assert plan.fine_shape[2] < fused.fine_shape[2]
     width = {name: np.prod(of.fine_shape[:2]) for name, of in (("one", plan), ("both", fused))}
     assert width["one"] > 1.5 * width["both"]
-    assert plan.hu_window == (-95, 155) and plan.fine_weights == (0.01, 0.14, 0.85) and plan.instance_labels == (1, 2)
+    assert plan.hu_window == (-150, 250) and plan.draw_by == "organ"
+    assert plan.fine_weights == (0.01, 0.14, 0.85) and plan.instance_labels == (1, 2)
     assert plan.flip_axes == (2,) and plan.slice_axis == 0 and plan.spacing_mm == (3, 1, 1)
 
 
@@ -76,6 +77,7 @@ def test_the_paper_recipe_is_the_paper():
         "margin_vox",
         "min_box_vox",
         "hu_window",
+        "draw_by",
         "augmentation",
         "flip_axes",
         "dropout",
@@ -86,7 +88,8 @@ def test_the_paper_recipe_is_the_paper():
 def test_a_window_that_is_gone_narrower_or_lost():
     # CTNormalization has clipped to -50 .. 250
     clipped = facts(window=(-50.0, 250.0), intensity_from_hu=(0.01, 0.0))
-    assert fit_instance_cascade(clipped, "fitted", Budget()).hu_window == (-50, 155)
+    assert fit_instance_cascade(clipped, "paper", Budget()).hu_window == (-50, 155)
+    assert fit_instance_cascade(clipped, "fitted", Budget()).hu_window == (-50, 250)
     lost = facts(window=None, intensity_from_hu=None)
     assert fit_instance_cascade(lost, "fitted", Budget()).hu_window is None
     with pytest.raises(ValueError, match="has lost the HU"):

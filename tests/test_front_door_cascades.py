@@ -32,9 +32,7 @@ def buffers(workspace, fold=0) -> dict[str, torch.Tensor]:
 def test_the_plan_of_the_instances(instances):
     section = json.loads((instances.model / "plans.json").read_text())["configurations"]["3d_fullres"][SECTION]
     plan = InstancePlan.from_section(section)
-    assert (
-        plan.instance_labels == (1, 2) and plan.fine_weights == (0.01, 0.14, 0.85) and plan.hu_window == (-95.0, 155.0)
-    )
+    assert plan.instance_labels == (1, 2) and plan.fine_weights == (0.01, 0.14, 0.85) and plan.draw_by == "organ"
     assert plan.spacing_mm == (8.0, 8.0, 8.0) and plan.slice_axis == 0 and plan.flip_axes == (2,)
 
 

@@ -98,6 +98,8 @@ class InstancePlan(TwoStagePlan):
     join_mm: float = spec(10.0, check.number(0))
     # whether a component larger than any instance in training is divided at its neck (kidneys that touch at a coarse grid)
     separate: bool = spec(True, check.boolean)
+    # training draws an instance of the case, or an organ first and an instance that shows it: rare tumours are seen more often
+    draw_by: str = spec("instance", check.one_of("instance", "organ"))
     # Dice weights of background and foreground, and of background and organs
     coarse_weights: tuple[float, ...] = spec((0.01, 0.99), check.list_of(check.number(0), 2))
     fine_weights: tuple[float, ...] = spec((0.01, 0.14, 0.85), check.list_of(check.number(0)))

@@ -52,6 +52,21 @@ def test_the_tumour_is_part_of_its_kidneys_instance(dataset):
     assert loader(dataset, max_instances=1).cache.read("case_0").instances == (LEFT.union(TUMOUR).union(RIGHT),)
 
 
+def test_a_rare_organ_is_drawn_as_often_as_the_others_where_the_plans_say_so(dataset):
+    def share(**changes) -> float:
+        under_test = loader(dataset, **changes)
+        of_case = under_test.cache.read("case_0")
+        assert of_case.held == ({1, 2}, {1})
+        rng = np.random.default_rng(0)
+        boxes = [under_test._box(0, of_case, of_case.organs, True, rng) for _ in range(800)]
+        return sum(box.contains(TUMOUR) for box in boxes) / len(boxes)
+
+    # of two kidneys one has the tumour
+    assert abs(share() - 0.5) < 0.06
+    # half of the draws want the tumour, the others any kidney
+    assert abs(share(draw_by="organ") - 0.75) < 0.06
+
+
 def test_instances_are_of_what_the_case_annotates(dataset):
     kidneys_only = Annotations(ORGANS, (Source("a", ("case_*",), frozenset({"kidney"})),))
     under_test = loader(dataset, annotations=kidneys_only)
