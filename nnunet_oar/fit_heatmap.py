@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,8 +57,10 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
             "grow_attempts": 2,
             "low_high_pairs": _ordered_pairs(facts),
         }
-    fields |= _organ_grids(facts, budget.memory_gb, fields["organ_features"], fields["margin_vox"])
-    return within_budget(_with_localizer(HeatmapPlan(**fields), facts, budget.memory_gb), budget)
+    fields["organ_step_vox"] = dict.fromkeys(facts.labels, (1, 1, 1))
+    fields["organ_strides"] = dict.fromkeys(facts.labels, HeatmapPlan.localizer_strides)
+    plan = _with_organ_grids(HeatmapPlan(**fields), facts, budget.memory_gb)
+    return within_budget(_with_localizer(plan, facts, budget.memory_gb), budget)
 
 
 def _ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
@@ -78,23 +79,25 @@ def _ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def _organ_grids(facts: DatasetFacts, memory_gb: float, features: int, margin_vox: Sequence[int]) -> dict:
-    """Each organ's spacing and strides, for a box of its mean size and margin: "customise the networks" (section II.B)."""
+def _with_organ_grids(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) -> HeatmapPlan:
+    """Each organ's spacing and strides, for a mean box of training: "customise the networks" (section II.B)."""
     # an iteration's crops together, although they are trained one by one: it takes as long as a cascade's batch
-    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * features * HeatmapPlan.organs_per_iteration)
+    voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * plan.organ_features * plan.organs_per_iteration)
     spacing = np.asarray(facts.spacing_mm)
     steps, strides = {}, {}
     for organ, label in facts.labels.items():
         sizes = [case.organs[label].shape for case in facts.cases if label in case.organs]
         # an organ that no case holds has a network that is never trained
-        size_mm = (np.mean(sizes or [(1, 1, 1)], axis=0) + 2 * np.asarray(margin_vox)) * spacing
+        size_mm = np.mean(sizes or [(1, 1, 1)], axis=0) * spacing
+        # two sides, each with the mean of the least and the most
+        size_mm = size_mm + np.sum(plan.margin_range_mm(organ, size_mm), axis=0)
         fits = np.prod(size_mm / spacing) <= voxels
         grid = np.ceil(size_mm / spacing).astype(int) if fits else fit_grid(size_mm, spacing, voxels)
         # the grid's least sizes and multiples of 8 may be finer than half the working spacing
         step = np.ones(3) if fits else np.maximum(size_mm / grid / spacing, 0.5)
         steps[organ] = tuple(float(value) for value in step.round(4))
         strides[organ] = fit_strides(grid, step * spacing)
-    return {"organ_step_vox": steps, "organ_strides": strides}
+    return replace(plan, organ_step_vox=steps, organ_strides=strides)
 
 
 def _with_localizer(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) -> HeatmapPlan:

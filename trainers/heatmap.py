@@ -193,10 +193,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             needed = np.quantile(missing[label], HELD_PER_AXIS, axis=0, method="higher").clip(min=0)
             # on patients that it has not seen the localiser is less sure
             needed = needed + plan.localizer_spacing_mm
-            # a localiser that is lost must not make boxes that exceed the memory
-            bound = (network.organ_size_mm[label - 1] / 2).cpu().numpy() + 2 * np.multiply(
-                plan.margin_vox, plan.spacing_mm
-            )
+            bound = plan.most_margin_mm(organ, network.organ_size_mm[label - 1].tolist())
             network.centre_error_mm[label - 1] = error
             if plan.measured_margin:
                 network.margin_mm[label - 1] = torch.from_numpy(np.minimum(needed, bound))
@@ -208,6 +205,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
                 f"{held:.3f} of the cases"
             )
         self.print_to_log_file(
-            "The localiser on the training cases (a margin is at most half the organ's mean size and twice the planned one, so "
-            "that a localiser that is lost does not ask for more memory than there is):\n" + "\n".join(lines)
+            "The localiser on the training cases (a margin is at most twice the planned one and half of what the largest organ "
+            "exceeds the mean by, so that a localiser that is lost does not ask for more memory than there is):\n"
+            + "\n".join(lines)
         )

@@ -174,9 +174,9 @@ class HeatmapLoader(SampleLoader):
         margin_mm = self.margin_mm
         if self.training:
             # each side by itself: in boxes of one size the network would learn how much padding there is beyond their faces
-            below, above = rng.uniform(1 - plan.margin_jitter, 1 + plan.margin_jitter, (2, 3))
-            centre = centre + (above - below) / 2 * plan.margin_vox
-            margin_mm = margin_mm * (above + below) / 2
+            below, above = rng.uniform(*plan.margin_range_mm(plan.organs[label - 1], size), (2, 3))
+            centre = centre + (above - below) / 2 / plan.spacing_mm
+            margin_mm = (above + below) / 2
         box = plan.organ_box(centre, size, margin_mm, case.shape)
         data, seg, _, _ = self.dataset.load_case(name)
         image = read_image(data, (slice(None), *box.slices), case.normalisation)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 import nnunet_oar.plan.checks as check
 from nnunet_oar.plan.base import SECTION, OARPlan
 from nnunet_oar.plan.checks import Triple, spec
@@ -39,7 +41,8 @@ class HeatmapPlan(OARPlan):
     # 99% of the training organs
     margin_vox: Triple = spec((10, 10, 10), check.list_of(check.integer(0), 3))
     measured_margin: bool = spec(False, check.boolean)
-    # each side's margin of training crops is larger or smaller by up to this share, as those of the localiser are
+    # each side's margin of training crops is smaller by up to this share, and larger by as much, or, where margins are measured,
+    # by up to what measuring may choose
     margin_jitter: float = spec(0.5, check.number(0, 1))
     # organ -> voxels of the working spacing that one voxel of its network's grid spans; strides of its network
     organ_step_vox: dict[str, tuple[float, float, float]] = spec({}, check.dict_of(check.list_of(check.number(0.1), 3)))
@@ -92,6 +95,22 @@ class HeatmapPlan(OARPlan):
         return tuple(
             max(1, round(size / step)) for size, step in zip(box_shape, self.organ_step_vox[organ], strict=True)
         )
+
+    def most_margin_mm(self, organ: str, size_mm: Sequence[float]) -> tuple[float, float, float]:
+        """The largest margin about an organ of this mean size that measuring may choose: twice the planned one, and by what the
+        largest organ of training exceeds the mean. A localiser that is lost must not make boxes that exceed the memory."""
+        largest = self.organ_extent_vox.get(organ, ((0, 0, 0),))[-1]
+        return tuple(
+            2 * margin * spacing + max(0.0, extent * spacing - size) / 2
+            for margin, extent, spacing, size in zip(self.margin_vox, largest, self.spacing_mm, size_mm, strict=True)
+        )
+
+    def margin_range_mm(self, organ: str, size_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """The least and the largest margin, (3,), of training crops of an organ of this mean size: what a network says depends on
+        how much it sees around the organ, so it is shown all that it will see at prediction."""
+        planned = np.multiply(self.margin_vox, self.spacing_mm)
+        most = self.most_margin_mm(organ, size_mm) if self.measured_margin else (1 + self.margin_jitter) * planned
+        return (1 - self.margin_jitter) * planned, np.asarray(most)
 
     def organ_box(
         self,

@@ -104,6 +104,22 @@ def test_crops_hold_their_organ_within_the_jitter(dataset):
     assert len(sizes) > 8
 
 
+def test_crops_show_as_much_as_boxes_with_measured_margins_will(dataset):
+    organs = EVERYTHING.organs
+    extents = {organs[0]: ((4, 8, 8), (12, 8, 8))}  # the mean is 8
+    under_test = loader(dataset, measured_margin=True, margin_jitter=0.5, organ_extent_vox=extents)
+    least, most = under_test.plan.margin_range_mm(organs[0], np.multiply((8, 8, 8), SPACING))
+    # half of 4 voxels; twice 4 voxels, and 2 at each end of the largest organ
+    np.testing.assert_allclose(least, np.multiply((2, 2, 2), SPACING))
+    np.testing.assert_allclose(most, np.multiply((10, 8, 8), SPACING))
+    longest = {1: 0, 2: 0}
+    for n in range(60):
+        for label, _, mask in under_test.sample(n)["crops"]:
+            assert int(mask.sum()) == 8**3 and min(mask.shape[1:]) >= 12
+            longest[label] = max(longest[label], *mask.shape[2:])
+    assert all(20 <= size <= 25 for size in longest.values())
+
+
 def test_only_what_is_annotated_is_drawn_and_has_a_centre(dataset):
     under_test = loader(dataset, annotations=HALVES, organs_per_iteration=2)
     for n in range(12):
