@@ -57,10 +57,11 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
             "grow_attempts": 2,
             "low_high_pairs": _ordered_pairs(facts),
         }
+    # a plan has a grid for each organ; they are fitted once the localiser's voxels are known, which boxes depend on
     fields["organ_step_vox"] = dict.fromkeys(facts.labels, (1, 1, 1))
     fields["organ_strides"] = dict.fromkeys(facts.labels, HeatmapPlan.localizer_strides)
-    plan = _with_organ_grids(HeatmapPlan(**fields), facts, budget.memory_gb)
-    return within_budget(_with_localizer(plan, facts, budget.memory_gb), budget)
+    plan = _with_localizer(HeatmapPlan(**fields), facts, budget.memory_gb)
+    return within_budget(_with_organ_grids(plan, facts, budget.memory_gb), budget)
 
 
 def _ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
@@ -80,7 +81,7 @@ def _ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
 
 
 def _with_organ_grids(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) -> HeatmapPlan:
-    """Each organ's spacing and strides, for a mean box of training: "customise the networks" (section II.B)."""
+    """Each organ's spacing and strides, for its boxes in training: "customise the networks" (section II.B)."""
     # an iteration's crops together, although they are trained one by one: it takes as long as a cascade's batch
     voxels = memory_gb * 1e9 / (TRAINING_BYTES_PER_VOXEL_AND_FEATURE * plan.organ_features * plan.organs_per_iteration)
     spacing = np.asarray(facts.spacing_mm)
@@ -88,9 +89,11 @@ def _with_organ_grids(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) 
     for organ, label in facts.labels.items():
         sizes = [case.organs[label].shape for case in facts.cases if label in case.organs]
         # an organ that no case holds has a network that is never trained
-        size_mm = np.mean(sizes or [(1, 1, 1)], axis=0) * spacing
-        # two sides, each with the mean of the least and the most
-        size_mm = size_mm + np.sum(plan.margin_range_mm(organ, size_mm), axis=0)
+        organ_mm = np.mean(sizes or [(1, 1, 1)], axis=0) * spacing
+        least, most = plan.margin_range_mm(organ, organ_mm)
+        size_mm, largest_mm = organ_mm + least + most, organ_mm + 2 * most
+        # the mean box among the crops of an iteration, but the largest one must fit by itself
+        size_mm *= max(1.0, np.prod(largest_mm / size_mm) / plan.organs_per_iteration) ** (1 / 3)
         fits = np.prod(size_mm / spacing) <= voxels
         grid = np.ceil(size_mm / spacing).astype(int) if fits else fit_grid(size_mm, spacing, voxels)
         # the grid's least sizes and multiples of 8 may be finer than half the working spacing

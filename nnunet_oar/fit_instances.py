@@ -15,9 +15,8 @@ def fit_instance_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> In
     """The section of OARInstanceCascadeTrainer. `paper`: the paper's numbers; `fitted`: grids from the instances' size and the
     budget. All labels together make an instance."""
     wanted: tuple[int, ...] = (0, 1, 2)
-    window = _paper_window(facts)
+    window = narrowed_window(facts.window) if recipe == "fitted" else _paper_window(facts)
     if recipe == "fitted":
-        window = narrowed_window(facts.window)
         # a mirrored left kidney is much like a right one
         wanted = (facts.axes.left_right,) if facts.axes else ()
     plan = InstancePlan(
@@ -36,7 +35,7 @@ def fit_instance_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> In
 
 
 def _paper_window(facts: DatasetFacts) -> tuple[float, float]:
-    """The paper's window within what the preprocessed data still holds."""
+    """The paper's window within what the preprocessed data still holds; the plan refuses it where the HU are lost."""
     window = InstancePlan.hu_window
     if facts.window is None or facts.intensity_from_hu == (1.0, 0.0):
         return window

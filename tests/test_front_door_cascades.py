@@ -33,6 +33,8 @@ def test_the_plan_of_the_instances(instances):
     section = json.loads((instances.model / "plans.json").read_text())["configurations"]["3d_fullres"][SECTION]
     plan = InstancePlan.from_section(section)
     assert plan.instance_labels == (1, 2) and plan.fine_weights == (0.01, 0.14, 0.85) and plan.draw_by == "organ"
+    # the organs' own, not the paper's
+    assert -95 < plan.hu_window[0] < plan.hu_window[1] and plan.hu_window[1] > 155
     assert plan.spacing_mm == (8.0, 8.0, 8.0) and plan.slice_axis == 0 and plan.flip_axes == (2,)
 
 

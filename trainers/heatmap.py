@@ -22,8 +22,9 @@ from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
 from nnunet_oar.plan import HeatmapPlan
 from nnunet_oar.roi import Box
 
-# Share of the training organs that measured margins hold, per axis, so that all three hold 99%
-HELD_PER_AXIS = 1 - 0.01 / 3
+# Share of the training organs that measured margins are to hold, and per axis, so that all three hold it
+HELD = 0.99
+HELD_PER_AXIS = 1 - (1 - HELD) / 3
 
 
 class OARHeatmapCascadeTrainer(OARTrainer):
@@ -190,22 +191,21 @@ class OARHeatmapCascadeTrainer(OARTrainer):
                     lines.append(f"{organ}: found in 0 of {present[label]}; it will be absent from all results")
                 continue
             error = float(np.mean(errors[label]))
-            needed = np.quantile(missing[label], HELD_PER_AXIS, axis=0, method="higher").clip(min=0)
+            needed = np.quantile(missing[label], HELD_PER_AXIS, axis=0, method="higher")
             # on patients that it has not seen the localiser is less sure
             needed = needed + plan.localizer_spacing_mm
-            bound = plan.most_margin_mm(organ, network.organ_size_mm[label - 1].tolist())
+            shown = plan.margin_range_mm(organ, network.organ_size_mm[label - 1].tolist())
             network.centre_error_mm[label - 1] = error
             if plan.measured_margin:
-                network.margin_mm[label - 1] = torch.from_numpy(np.minimum(needed, bound))
+                network.margin_mm[label - 1] = torch.from_numpy(np.clip(needed, *shown))
             used = network.margin_mm[label - 1].double().cpu().numpy()
             held = sum((more <= used + 1e-3).all() for more in missing[label]) / present[label]
             lines.append(
                 f"{organ}: found in {len(errors[label])} of {present[label]}, error of the centre {error:.1f} mm, "
                 f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, which holds the organ in "
-                f"{held:.3f} of the cases"
+                f"{held:.3f} of the cases{'' if held >= HELD else ', fewer than wanted'}"
             )
         self.print_to_log_file(
-            "The localiser on the training cases (a margin is at most twice the planned one and half of what the largest organ "
-            "exceeds the mean by, so that a localiser that is lost does not ask for more memory than there is):\n"
-            + "\n".join(lines)
+            "The localiser on the training cases (margins stay within what crops of training showed, so that a localiser that is "
+            "lost does not ask for more memory than there is):\n" + "\n".join(lines)
         )

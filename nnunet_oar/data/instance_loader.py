@@ -22,10 +22,11 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class InstanceCase(CoarseCase):
-    """instances: boxes of what the case annotates of each instance, the largest first; held: the labels that each box shows."""
+    """instances: boxes of what the case annotates of each instance, the largest first; shown: the labels, of those that it
+    annotates, of which each box has voxels."""
 
     instances: tuple[Box, ...]
-    held: tuple[frozenset[int], ...]
+    shown: tuple[frozenset[int], ...]
 
 
 class InstanceCache(CoarseCache):
@@ -34,33 +35,35 @@ class InstanceCache(CoarseCache):
     def __init__(self, dataset, plan: InstancePlan, labels: Sequence[int], annotations: Annotations):
         self.plan, self.annotations = plan, annotations
         annotated = {case: sorted(annotations.labels(case)) for case in dataset.identifiers}
-        rules = [
-            FORMAT,
-            plan.instance_labels,
-            plan.max_instances,
-            plan.component_fraction,
-            plan.join_mm,
-            plan.spacing_mm,
-        ]
         super().__init__(
             dataset,
             plan.coarse_shape,
             plan.data_window,
             labels,
             plan.coarse_labels,
-            [*rules, sorted(annotated.items())],
+            [
+                FORMAT,
+                plan.instance_labels,
+                plan.max_instances,
+                plan.component_fraction,
+                plan.join_mm,
+                plan.spacing_mm,
+                sorted(annotated.items()),
+            ],
         )
 
     def content(self, case: str, image: Tensor, normalisation: Normalisation, seg: np.ndarray) -> dict[str, np.ndarray]:
-        boxes = instances_of_labels(seg[0], self.annotations.labels(case), self.plan)
+        labels = sorted(self.annotations.labels(case))
+        boxes = instances_of_labels(seg[0], labels, self.plan)
         instances = np.array([(*box.start, *box.stop) for box in boxes], dtype=np.int64).reshape(-1, 6)
-        held = np.array([np.isin(self.labels, seg[0][box.slices]) for box in boxes], dtype=bool)
-        return super().content(case, image, normalisation, seg) | {"instances": instances, "held": held}
+        annotated = np.isin(self.labels, labels)
+        shown = np.array([annotated & np.isin(self.labels, seg[0][box.slices]) for box in boxes], dtype=bool)
+        return super().content(case, image, normalisation, seg) | {"instances": instances, "shown": shown}
 
     def from_stored(self, stored) -> InstanceCase:
         instances = tuple(Box(tuple(row[:3]), tuple(row[3:])) for row in stored["instances"])
-        held = tuple(frozenset(np.array(self.labels)[row].tolist()) for row in stored["held"])
-        return InstanceCase(**vars(super().from_stored(stored)), instances=instances, held=held)
+        shown = tuple(frozenset(np.array(self.labels)[row].tolist()) for row in stored["shown"])
+        return InstanceCase(**vars(super().from_stored(stored)), instances=instances, shown=shown)
 
 
 def instances_of_labels(labels: np.ndarray, annotated: Sequence[int], plan: InstancePlan) -> list[Box]:
@@ -98,7 +101,7 @@ class InstanceLoader(CascadeLoader):
             # of half of the cases the first one, of the others the second, and the other way round in the next pass
             turn = sum(divmod(n, len(self.cases)))
             return plan.fine_box(case.instances[turn % len(case.instances)], shape)
-        instance = case.instances[self._drawn(case, rng)]
+        instance = case.instances[self._draw_instance(case, rng)]
         box = plan.fine_box(instance, shape)
         reach = np.array(plan.margin_vox)
         # what keeps the instance in the box and the box in the image
@@ -107,10 +110,10 @@ class InstanceLoader(CascadeLoader):
         shift = rng.integers(least, most + 1)
         return Box(tuple(box.start + shift), tuple(box.stop + shift))
 
-    def _drawn(self, case: InstanceCase, rng: np.random.Generator) -> int:
+    def _draw_instance(self, case: InstanceCase, rng: np.random.Generator) -> int:
         """Index of an instance: each as likely, or one of those that show a label, each label of the case as likely."""
         candidates = np.arange(len(case.instances))
         if self.plan.draw_by == "organ":
-            label = rng.choice(sorted(frozenset.union(*case.held)))
-            candidates = np.flatnonzero([label in held for held in case.held])
+            label = rng.choice(sorted(frozenset.union(*case.shown)))
+            candidates = np.flatnonzero([label in labels for labels in case.shown])
         return int(rng.choice(candidates))

@@ -41,8 +41,7 @@ class HeatmapPlan(OARPlan):
     # 99% of the training organs
     margin_vox: Triple = spec((10, 10, 10), check.list_of(check.integer(0), 3))
     measured_margin: bool = spec(False, check.boolean)
-    # each side's margin of training crops is smaller by up to this share, and larger by as much, or, where margins are measured,
-    # by up to what measuring may choose
+    # least margin of a side of training crops: 1 - this of the planned one; the largest: 1 + this, or what measuring may choose
     margin_jitter: float = spec(0.5, check.number(0, 1))
     # organ -> voxels of the working spacing that one voxel of its network's grid spans; strides of its network
     organ_step_vox: dict[str, tuple[float, float, float]] = spec({}, check.dict_of(check.list_of(check.number(0.1), 3)))
@@ -96,21 +95,18 @@ class HeatmapPlan(OARPlan):
             max(1, round(size / step)) for size, step in zip(box_shape, self.organ_step_vox[organ], strict=True)
         )
 
-    def most_margin_mm(self, organ: str, size_mm: Sequence[float]) -> tuple[float, float, float]:
-        """The largest margin about an organ of this mean size that measuring may choose: twice the planned one, and by what the
-        largest organ of training exceeds the mean. A localiser that is lost must not make boxes that exceed the memory."""
-        largest = self.organ_extent_vox.get(organ, ((0, 0, 0),))[-1]
-        return tuple(
-            2 * margin * spacing + max(0.0, extent * spacing - size) / 2
-            for margin, extent, spacing, size in zip(self.margin_vox, largest, self.spacing_mm, size_mm, strict=True)
-        )
-
     def margin_range_mm(self, organ: str, size_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """The least and the largest margin, (3,), of training crops of an organ of this mean size: what a network says depends on
-        how much it sees around the organ, so it is shown all that it will see at prediction."""
-        planned = np.multiply(self.margin_vox, self.spacing_mm)
-        most = self.most_margin_mm(organ, size_mm) if self.measured_margin else (1 + self.margin_jitter) * planned
-        return (1 - self.margin_jitter) * planned, np.asarray(most)
+        """The least and the largest margin, (3,) each, of training crops of an organ of this mean size, between which measured ones
+        stay: what a network says depends on how much it sees around its organ, so training shows what prediction will."""
+        spacing, size = np.asarray(self.spacing_mm), np.asarray(size_mm)
+        planned = self.margin_vox * spacing
+        least, most = (1 - self.margin_jitter) * planned, (1 + self.margin_jitter) * planned
+        if self.measured_margin:
+            most = 2 * planned + self.localizer_spacing_mm
+            if organ in self.organ_extent_vox:
+                # a stray voxel of one case must not make everybody's boxes larger than that
+                most += np.clip(self.organ_extent_vox[organ][1] * spacing - size, 0, size) / 2
+        return least, most
 
     def organ_box(
         self,

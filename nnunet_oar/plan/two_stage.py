@@ -12,6 +12,7 @@ from nnunet_oar.plan.checks import Triple, spec
 from nnunet_oar.roi import Box
 
 TEST_TIME = ("boxes", "flips")
+DRAW_BY = ("instance", "organ")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class InstancePlan(TwoStagePlan):
     # whether a component larger than any instance in training is divided at its neck (kidneys that touch at a coarse grid)
     separate: bool = spec(True, check.boolean)
     # training draws an instance of the case, or an organ first and an instance that shows it: rare tumours are seen more often
-    draw_by: str = spec("instance", check.one_of("instance", "organ"))
+    draw_by: str = spec("instance", check.one_of(*DRAW_BY))
     # Dice weights of background and foreground, and of background and organs
     coarse_weights: tuple[float, ...] = spec((0.01, 0.99), check.list_of(check.number(0), 2))
     fine_weights: tuple[float, ...] = spec((0.01, 0.14, 0.85), check.list_of(check.number(0)))

@@ -56,7 +56,7 @@ def test_a_rare_organ_is_drawn_as_often_as_the_others_where_the_plans_say_so(dat
     def share(**changes) -> float:
         under_test = loader(dataset, **changes)
         of_case = under_test.cache.read("case_0")
-        assert of_case.held == ({1, 2}, {1})
+        assert of_case.shown == ({1, 2}, {1})
         rng = np.random.default_rng(0)
         boxes = [under_test._box(0, of_case, of_case.organs, True, rng) for _ in range(800)]
         return sum(box.contains(TUMOUR) for box in boxes) / len(boxes)
@@ -65,6 +65,16 @@ def test_a_rare_organ_is_drawn_as_often_as_the_others_where_the_plans_say_so(dat
     assert abs(share() - 0.5) < 0.06
     # half of the draws want the tumour, the others any kidney
     assert abs(share(draw_by="organ") - 0.75) < 0.06
+
+
+def test_a_label_that_the_case_does_not_annotate_is_not_drawn(dataset):
+    kidneys_only = Annotations(ORGANS, (Source("a", ("case_*",), frozenset({"kidney"})),))
+    under_test = loader(
+        dataset, annotations=kidneys_only, instance_labels=(1,), draw_by="organ", min_box_vox=(30, 8, 8)
+    )
+    of_case = under_test.cache.read("case_0")
+    assert of_case.shown == ({1}, {1})
+    assert under_test._draw_instance(of_case, np.random.default_rng(0)) in (0, 1)
 
 
 def test_instances_are_of_what_the_case_annotates(dataset):
