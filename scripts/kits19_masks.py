@@ -95,7 +95,7 @@ def main() -> int:
     )
     parser.add_argument("--held-out", nargs="+", default=["00061", "00120"], help="numbers of the masks to test on")
     parser.add_argument("--copies", type=int, default=4, help="simulated CTs per mask")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("-gpu_memory_target", type=float, default=0.3, help="GB; grids and width follow")
     args = parser.parse_args()
