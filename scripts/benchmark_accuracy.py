@@ -65,7 +65,8 @@ def make_phantoms(region: str, spacing_mm: tuple[float, float, float]):
     return lambda folder: write_dataset(folder, region, 24, 8, spacing_mm=spacing_mm, processes=2)
 
 
-CONTEST = (CASCADE, HEATMAPS, SHARED, ATTENTION, *STOCK)
+# all five, also where the organs are no instances of one kind
+CONTEST = (CASCADE, HEATMAPS, SHARED, ATTENTION, INSTANCES, *STOCK)
 PARTIAL = (*CONTEST, *(f"{name}{COMPLETE}" for name in STOCK))
 DATA = {
     "openkbp": ("Dataset501_OpenKBP", make_openkbp, PARTIAL),
