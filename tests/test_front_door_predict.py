@@ -56,4 +56,6 @@ def test_the_answer_is_that_of_nnunet(name, request, tmp_path):
         assert set(manifest["organs"]) == found and manifest["seconds"]["networks"] > 0
         assert manifest["model"]["trainer"] == workspace.trainer and len(manifest["model"]["sha256"]["0"]) == 64
     assert compared
-    assert workspace.trainer in workspace.run(f"nnunet_oar info {workspace.model}")
+    said = workspace.run(f"nnunet_oar info {workspace.model}")
+    assert workspace.trainer in said
+    assert ("mm beyond the mean size" in said) == (workspace.trainer == "OARHeatmapCascadeTrainer")

@@ -49,7 +49,8 @@ def test_round_trip_through_json(plan):
         ({"instance_labels": [3]}, "instance_labels is .*; allowed are labels from 1 to 2"),
         ({"instance_labels": []}, "instance_labels is .*; allowed are labels from 1 to 2"),
         ({"max_instances": 0}, "max_instances is 0; allowed is an integer from 1"),
-        ({"coarse_weights": [1]}, "coarse_weights is .*; allowed is a list of 2"),
+        ({"coarse_weights": [1]}, "coarse_weights is .*; allowed is a list of 2, each a number from 0 up"),
+        ({"margin_vox": 3}, "margin_vox is 3; allowed is a list of 3, each an integer from 0 up"),
         ({"fine_shape": [8, 8, 8]}, "fine_shape is .*; with fine_strides"),
     ],
 )

@@ -19,7 +19,7 @@ from nnunet_oar.fit_heatmap import fit_heatmap_cascade
 from nnunet_oar.heatmaps import gaussian_heatmaps
 from nnunet_oar.losses import DiceCELoss, HeatmapL2Loss
 from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
-from nnunet_oar.plan import HeatmapPlan
+from nnunet_oar.plan import SECTION, HeatmapPlan
 from nnunet_oar.roi import Box
 
 # Share of the training organs that measured margins are to hold, and per axis, so that all three hold it
@@ -72,6 +72,20 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
             self.network.organ_size_mm[label - 1] = torch.from_numpy(mean)
         self.tell_missing(sizes)
+        self._refuse_contradicted_pairs(cases)
+
+    def _refuse_contradicted_pairs(self, cases: Sequence[str]) -> None:
+        """Pairs in another order than the organs' would exchange left and right in every result."""
+        axis = self.plan.left_right_axis
+        for case in cases:
+            organs = self.organs_of(case, self.cache.read(case))
+            for pair in self.plan.low_high_pairs:
+                if set(pair) <= set(organs) and organs[pair[0]].centre[axis] > organs[pair[1]].centre[axis]:
+                    low, high = (self.plan.organs[label - 1] for label in pair)
+                    raise ValueError(
+                        f"plans, section {SECTION!r}: low_high_pairs has {list(pair)}, but in training case {case} {low} lies "
+                        f"beyond {high}; turn the pair round, leave it out, or correct the case's labels"
+                    )
 
     def make_loader(self, dataset, cases: Sequence[str], **options) -> HeatmapLoader:
         return super().make_loader(dataset, cases, size_mm=self.network.organ_size_mm.cpu().numpy(), **options)
@@ -153,8 +167,10 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         found = [error for error in errors if np.isfinite(error)]
         super().on_validation_epoch_end(val_outputs)
         self.print_to_log_file(
-            f"Localiser: {len(found)} of {len(errors)} organs found, mean error of their centres "
-            f"{np.mean(found) if found else np.nan:.1f} mm, box recall {sum(inside) / max(1, len(inside)):.4f}"
+            f"Localiser: {len(found)} of {len(errors)} organs found, "
+            + (f"mean error of their centres {np.mean(found):.1f} mm, " if found else "")
+            + f"box recall {sum(inside) / max(1, len(inside)):.4f}; the pseudo dice is that of the organs' networks in boxes of "
+            "the truth"
         )
 
     def on_train_end(self) -> None:
@@ -200,12 +216,15 @@ class OARHeatmapCascadeTrainer(OARTrainer):
                 network.margin_mm[label - 1] = torch.from_numpy(np.clip(needed, *shown))
             used = network.margin_mm[label - 1].double().cpu().numpy()
             held = sum((more <= used + 1e-3).all() for more in missing[label]) / present[label]
+            limits = " to ".join(str(limit.round(1).tolist()) for limit in shown)
             lines.append(
-                f"{organ}: found in {len(errors[label])} of {present[label]}, error of the centre {error:.1f} mm, "
-                f"needed margin {needed.round(1).tolist()} mm, used {used.round(1).tolist()} mm, which holds the organ in "
-                f"{held:.3f} of the cases{'' if held >= HELD else ', fewer than wanted'}"
+                f"{organ}: found in {len(errors[label])} of the {present[label]} cases that hold it, its centre {error:.1f} mm off "
+                f"on average; needed {needed.round(1).tolist()}, used {used.round(1).tolist()} of {limits}: {held:.1%} of the "
+                f"{present[label]} lie wholly in their box"
+                + ("" if held >= HELD else f", fewer than {HELD:.0%}: train longer, or check what the cases show of it")
             )
         self.print_to_log_file(
-            "The localiser on the training cases (margins stay within what crops of training showed, so that a localiser that is "
-            "lost does not ask for more memory than there is):\n" + "\n".join(lines)
+            f"The localiser on the training cases, and margins in mm along the axes of the preprocessed data: planned "
+            f"{np.multiply(plan.margin_vox, plan.spacing_mm).round(1).tolist()}, needed to hold {HELD:.0%}, and used, which stays "
+            "within what crops of training showed:\n" + "\n".join(lines)
         )

@@ -20,6 +20,8 @@ HELP = "convert a published data set, or clinical patients, to nnU-Net's raw for
 DATASETS = ("kits19", "visceral", "segthor", "totalsegmentator", "rtstruct")
 # of these, the ones with a mask per organ: find(folder, organs), or gathered(folder, organs, names) as a context
 MASKS = ("visceral", "totalsegmentator", "rtstruct")
+# trainers for what other ones treat less well
+MADE_FOR = {"kits19": "OARInstanceCascadeTrainer"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     cases = counted(len(collection.training), "training case")
     cases += f" and {counted(len(collection.test), 'test case')}" if collection.test else ""
     print(f"{cases}, {counted(len(collection.organs), 'organ')} ({', '.join(collection.organs)}) in {folder}")
-    print(f"next: nnunet_oar prepare -d {args.d}")
+    trainer = f" -tr {MADE_FOR[args.format]}" if args.format in MADE_FOR else ""
+    print(f"next: nnunet_oar prepare -d {args.d}{trainer}")
 
 
 def collected(args: argparse.Namespace, work: Path) -> AbstractContextManager[Collection]:

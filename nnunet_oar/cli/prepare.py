@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> None:
         # nnU-Net's default device is cuda
         device = "" if torch.cuda.is_available() else " -device cpu"
         fold = first_fold(name)
+        if fold == "all":
+            print(
+                f"fewer than {NNUNET_FOLDS} cases: nnU-Net makes no folds of them, all are trained on and none is left to score"
+            )
         print(
             f"ready: nnUNetv2_train {number} {CONFIGURATION} {fold} -tr {args.tr} -p {args.overwrite_plans_name}{device}"
         )

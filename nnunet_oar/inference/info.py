@@ -29,7 +29,7 @@ def describe(model: Model) -> str:
     lines = [
         f"{plan.trainer}, recipe {plan.recipe}, {model.plans.get('dataset_name')}, plans {model.plans.get('plans_name')}",
         f"folds         {', '.join(f'{fold} ({epochs} epochs)' for fold, epochs in zip(model.folds, model.epochs, strict=True))}",
-        f"trained on    {data.get('numTraining', 'an unknown number of')} cases in all folds together",
+        f"trained on    {data.get('numTraining', 'an unknown number of')} training cases, less those that a fold holds back",
         f"spacing       {_numbers(model.configuration['spacing'])} mm, axes grow towards {plan.array_orientation or 'unknown'}",
         f"channels      {', '.join(map(str, data.get('channel_names', {}).values()))}; read with {model.reader}",
         f"versions      {_versions(model)}",
@@ -39,6 +39,8 @@ def describe(model: Model) -> str:
         f"beyond organs {_free(plan.organ_free_mm, plan.array_orientation)}",
         "label  organ, volume and extent in training, what is done after prediction",
     ]
+    # heat maps: what measuring chose
+    margins = getattr(model.networks[0], "margin_mm", None)
     for label, organ in enumerate(plan.organs, start=1):
         facts = []
         if organ in plan.organ_volume_ml:
@@ -49,6 +51,8 @@ def describe(model: Model) -> str:
                 for extent in plan.organ_extent_vox[organ]
             )
             facts.append(f"{_numbers(low, 0)} to {_numbers(high, 0)} mm")
+        if margins is not None:
+            facts.append(f"box {_numbers(margins[label - 1].tolist(), 0)} mm beyond the mean size")
         facts += plan.postprocessing.get(organ, ())
         lines.append(f"{label:5d}  {organ}: {', '.join(facts) or 'not recorded'}")
     return "\n".join(lines)

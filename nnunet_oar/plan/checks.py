@@ -62,17 +62,25 @@ def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def list_of(check: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
+    of = f"a list{f' of {length}' if length else ''}, each "
+
     def check_list(value: Any) -> tuple:
-        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-            raise ValueError("a list")
-        if length is not None and len(value) != length:
-            raise ValueError(f"a list of {length}")
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or length not in (None, len(value)):
+            raise ValueError(of + _allowed(check))
         try:
             return tuple(check(item) for item in value)
         except ValueError as error:
-            raise ValueError(f"a list{f' of {length}' if length else ''}, each {error}") from None
+            raise ValueError(of + str(error)) from None
 
     return check_list
+
+
+def _allowed(check: Callable[[Any], Any]) -> str:
+    try:
+        check(object())
+    except ValueError as error:
+        return str(error)
+    return "anything"
 
 
 def dict_of(check: Callable[[Any], Any]) -> Callable[[Any], dict]:

@@ -59,7 +59,7 @@ def test_what_was_made_and_what_comes_next(folders, kits, capsys):
     target = folders / "nnUNet_raw" / "Dataset040_KiTS19"
     assert capsys.readouterr().out.splitlines() == [
         f"3 training cases and 1 test case, 2 organs (kidney, tumor) in {target}",
-        "next: nnunet_oar prepare -d 40",
+        "next: nnunet_oar prepare -d 40 -tr OARInstanceCascadeTrainer",
     ]
     assert sorted(os.listdir(target)) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr"]
 

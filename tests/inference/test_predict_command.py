@@ -635,7 +635,7 @@ def test_info_says_what_a_model_is_and_refuses_what_is_none(tmp_path, capsys):
     assert main(["info", str(model)]) == 0
     text = capsys.readouterr().out
     for words in (
-        "OARCascadeTrainer", "Dataset055_Toy", "nnUNetOARPlans", "0 (1 epochs)", "5 cases", "3.00 x 2.00 x 2.00 mm", "SAR",
+        "OARCascadeTrainer", "Dataset055_Toy", "nnUNetOARPlans", "0 (1 epochs)", "5 training cases", "3.00 x 2.00 x 2.00 mm", "SAR",
         "SimpleITKIOWithReorient", "coarse_shape [16, 16, 16]", "floor -5.0", "120 mm", "80 mm",
         "1  heart: 300 to 900 ml, 60 x 60 x 60 to 120 x 120 x 120 mm, keep_largest", "2  kidney_left: not recorded",
     ):  # fmt: skip

@@ -111,6 +111,17 @@ def test_the_target_is_as_wide_in_mm_as_the_plans_say_where_the_grid_is_not_quit
     assert not targets[0][0, 1:].any()
 
 
+def test_an_order_of_sides_that_a_training_case_contradicts_is_refused(inside):
+    trainer = make(inside)
+    (pair,) = trainer.plan.low_high_pairs
+    trainer.learn_from_cases(cases_of(trainer))
+    turned = make(inside, low_high_pairs=[list(pair[::-1])])
+    with pytest.raises(
+        ValueError, match=r"low_high_pairs has \[\d, \d\], but in training case \S+ kidney_\w+ lies beyond kidney_"
+    ):
+        turned.learn_from_cases(cases_of(turned))
+
+
 def test_fixed_margins_stay(inside):
     trainer = make(inside, measured_margin=False)
     trainer.learn_from_cases(cases_of(trainer))
