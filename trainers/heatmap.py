@@ -3,7 +3,7 @@ radiation therapy planning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,23 +64,23 @@ class OARHeatmapCascadeTrainer(OARTrainer):
     def learn_from_cases(self, cases: Sequence[str]) -> None:
         # -pretrained_weights may have brought those of another data set
         self.network.reset_buffers()
+        organs = {case: self.organs_of(case, self.cache.read(case)) for case in cases}
         sizes: dict[int, list] = {}
-        for case in cases:
-            for label, box in self.organs_of(case, self.cache.read(case)).items():
+        for of_case in organs.values():
+            for label, box in of_case.items():
                 sizes.setdefault(label, []).append(box.shape)
         for label, of_organ in sizes.items():
             mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
             self.network.organ_size_mm[label - 1] = torch.from_numpy(mean)
         self.tell_missing(sizes)
-        self._refuse_contradicted_pairs(cases)
+        self._refuse_contradicted_pairs(organs)
 
-    def _refuse_contradicted_pairs(self, cases: Sequence[str]) -> None:
-        """Pairs in another order than the organs' would exchange left and right in every result."""
+    def _refuse_contradicted_pairs(self, organs: Mapping[str, Mapping[int, Box]]) -> None:
+        """Pairs in another order than the organs' would exchange left and right in every result. organs: of each training case."""
         axis = self.plan.left_right_axis
-        for case in cases:
-            organs = self.organs_of(case, self.cache.read(case))
+        for case, of_case in organs.items():
             for pair in self.plan.low_high_pairs:
-                if set(pair) <= set(organs) and organs[pair[0]].centre[axis] > organs[pair[1]].centre[axis]:
+                if set(pair) <= set(of_case) and of_case[pair[0]].centre[axis] > of_case[pair[1]].centre[axis]:
                     low, high = (self.plan.organs[label - 1] for label in pair)
                     raise ValueError(
                         f"plans, section {SECTION!r}: low_high_pairs has {list(pair)}, but in training case {case} {low} lies "

@@ -101,7 +101,7 @@ class InstanceLoader(CascadeLoader):
             # of half of the cases the first one, of the others the second, and the other way round in the next pass
             turn = sum(divmod(n, len(self.cases)))
             return plan.fine_box(case.instances[turn % len(case.instances)], shape)
-        instance = case.instances[self._draw_instance(case, rng)]
+        instance = self._draw_instance(case, rng)
         box = plan.fine_box(instance, shape)
         reach = np.array(plan.margin_vox)
         # what keeps the instance in the box and the box in the image
@@ -110,10 +110,10 @@ class InstanceLoader(CascadeLoader):
         shift = rng.integers(least, most + 1)
         return Box(tuple(box.start + shift), tuple(box.stop + shift))
 
-    def _draw_instance(self, case: InstanceCase, rng: np.random.Generator) -> int:
-        """Index of an instance: each as likely, or one of those that show a label, each label of the case as likely."""
-        candidates = np.arange(len(case.instances))
+    def _draw_instance(self, case: InstanceCase, rng: np.random.Generator) -> Box:
+        """One of the instances: each as likely, or one of those that show a label, each label of the case as likely."""
+        instances = case.instances
         if self.plan.draw_by == "organ":
             label = rng.choice(sorted(frozenset.union(*case.shown)))
-            candidates = np.flatnonzero([label in labels for labels in case.shown])
-        return int(rng.choice(candidates))
+            instances = [box for box, shown in zip(instances, case.shown, strict=True) if label in shown]
+        return instances[rng.integers(len(instances))]

@@ -111,7 +111,7 @@ def test_crops_show_as_much_as_boxes_with_measured_margins_will(dataset):
     under_test = loader(
         dataset, measured_margin=True, margin_jitter=0.5, margin_vox=(1, 1, 1), organ_extent_vox=extents
     )
-    size_mm, organs_per_axis = np.multiply((8, 8, 8), SPACING), (8, 8, 8)
+    size_mm, size_vox = np.multiply((8, 8, 8), SPACING), (8, 8, 8)
     ranges = {organ: under_test.plan.margin_range_mm(organ, size_mm) for organ in (one, two, "of no case")}
     for least, _ in ranges.values():
         np.testing.assert_allclose(least, np.multiply((0.5, 0.5, 0.5), SPACING))
@@ -125,7 +125,7 @@ def test_crops_show_as_much_as_boxes_with_measured_margins_will(dataset):
             assert int(mask.sum()) == 8**3
             longest[label] = np.maximum(longest[label], mask.shape[1:])
     for label, organ in ((1, one), (2, two)):
-        most = organs_per_axis + 2 * ranges[organ][1] / SPACING
+        most = size_vox + 2 * ranges[organ][1] / SPACING
         # a box ends at whole voxels; no draw reaches both ends to the last voxel
         assert (longest[label] <= np.ceil(most) + 1).all() and (longest[label] >= 0.85 * most).all()
 
