@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cc3d
 import numpy as np
 
 from nnunet_oar.roi import Box
+
+
+@dataclass(frozen=True)
+class Region:
+    """A component of a mask: how many voxels, its box, and the centre of what it shows, in voxels (edge coordinates)."""
+
+    voxels: int
+    box: Box
+    centre: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, component: np.ndarray) -> Region:
+        """component: bool (Z, Y, X) with a voxel at least; its centre is that of the box."""
+        box = Box.from_mask(component)
+        return cls(int(np.count_nonzero(component)), box, box.centre)
 
 
 def drop_small(mask: np.ndarray, fraction: float = 0.05) -> np.ndarray:

@@ -198,6 +198,22 @@ def plausible_flips(facts: DatasetFacts) -> tuple[int, ...]:
     return (facts.axes.left_right,) if facts.axes and side_pairs(facts.labels)[0] else ()
 
 
+def ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
+    """Labels of organs of two sides, first the one that lies at the low end of the left-right axis in all cases that hold both.
+
+    Only of organs that lie beside each other, not of halves of one, such as the ventricles of the heart: those do not look alike.
+    """
+    pairs = []
+    for pair in side_pairs(facts.labels)[0] if facts.axes else ():
+        axis = facts.axes.left_right
+        both = [[case.organs[label] for label in pair] for case in facts.cases if set(pair) <= set(case.organs)]
+        # from the first to the second one, in their mean lengths
+        away = [(b.centre[axis] - a.centre[axis]) / ((a.shape[axis] + b.shape[axis]) / 2) for a, b in both]
+        if away and min(map(abs, away)) >= 1 and len(set(np.sign(away))) == 1:
+            pairs.append(pair if away[0] > 0 else pair[::-1])
+    return tuple(pairs)
+
+
 def within_budget(plan: P, budget: Budget) -> P:
     """The plan with the user's number of epochs and iterations, where given."""
     if budget.epochs is not None:

@@ -14,11 +14,11 @@ from nnunet_oar.fit import (
     fit_strides,
     fitted_features,
     narrowed_window,
+    ordered_pairs,
     plausible_flips,
     within_budget,
 )
 from nnunet_oar.plan import HeatmapPlan
-from nnunet_oar.sides import side_pairs
 
 # Measured on a CPU in float32 with 8 and 16 features at 64^3 and 96 x 80^2: peak memory of one training step per voxel of the grid
 # and feature of the first level was 78 to 134 bytes; mixed precision needs less.
@@ -55,29 +55,13 @@ def fit_heatmap_cascade(facts: DatasetFacts, recipe: str, budget: Budget) -> Hea
             "epochs": 250,
             "iterations_per_epoch": 100,
             "grow_attempts": 2,
-            "low_high_pairs": _ordered_pairs(facts),
+            "low_high_pairs": ordered_pairs(facts),
         }
     # a plan has a grid for each organ; they are fitted once the localiser's voxels are known, which boxes depend on
     fields["organ_step_vox"] = dict.fromkeys(facts.labels, (1, 1, 1))
     fields["organ_strides"] = dict.fromkeys(facts.labels, HeatmapPlan.localizer_strides)
     plan = _with_localizer(HeatmapPlan(**fields), facts, budget.memory_gb)
     return within_budget(_with_organ_grids(plan, facts, budget.memory_gb), budget)
-
-
-def _ordered_pairs(facts: DatasetFacts) -> tuple[tuple[int, int], ...]:
-    """Labels of organs of two sides, first the one that lies at the low end of the left-right axis in all cases that hold both.
-
-    Only of organs that lie beside each other, not of halves of one, such as the ventricles of the heart: those do not look alike.
-    """
-    pairs = []
-    for pair in side_pairs(facts.labels)[0] if facts.axes else ():
-        axis = facts.axes.left_right
-        both = [[case.organs[label] for label in pair] for case in facts.cases if set(pair) <= set(case.organs)]
-        # from the first to the second one, in their mean lengths
-        away = [(b.centre[axis] - a.centre[axis]) / ((a.shape[axis] + b.shape[axis]) / 2) for a, b in both]
-        if away and min(map(abs, away)) >= 1 and len(set(np.sign(away))) == 1:
-            pairs.append(pair if away[0] > 0 else pair[::-1])
-    return tuple(pairs)
 
 
 def _with_organ_grids(plan: HeatmapPlan, facts: DatasetFacts, memory_gb: float) -> HeatmapPlan:

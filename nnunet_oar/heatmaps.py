@@ -7,14 +7,13 @@ coordinates of the grid, see roi.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_oar.components import split_instances
+from nnunet_oar.components import Region, split_instances
 from nnunet_oar.roi import Box
 
 
@@ -32,18 +31,6 @@ def gaussian_heatmaps(centres: Tensor, shape: Sequence[int], spacing_mm: Sequenc
     return torch.nan_to_num(maps, nan=0.0)
 
 
-# Of the voxels of a map's largest region
-LEAST_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Region:
-    """Part of a heat map that is above the threshold: how many voxels, and the centre in voxels of the grid (edge coordinates)."""
-
-    voxels: int
-    centre: tuple[float, float, float]
-
-
 def find_centres(
     heat: np.ndarray,
     threshold: float,
@@ -59,19 +46,19 @@ def find_centres(
     fits the component best, each voxel weighted by its squared heat; where the image's border cuts the component off, its midpoint
     is up to 14 mm on each axis too far inside and this is not.
     """
-    return [
-        Region(int(np.count_nonzero(region)), _centre(heat, region, spacing_mm, sigma2_mm2, method))
-        for region in split_instances(heat > threshold, most)
-    ]
+    found = []
+    for component in split_instances(heat > threshold, most):
+        region = Region.of(component)
+        if method == "weighted":
+            region = replace(region, centre=_weighted_centre(heat, component, region.box, spacing_mm, sigma2_mm2))
+        found.append(region)
+    return found
 
 
-def _centre(
-    heat: np.ndarray, region: np.ndarray, spacing_mm: Sequence[float], sigma2_mm2: float, method: str
+def _weighted_centre(
+    heat: np.ndarray, region: np.ndarray, bounds: Box, spacing_mm: Sequence[float], sigma2_mm2: float
 ) -> tuple[float, float, float]:
-    bounds = Box.from_mask(region)
     midpoint = bounds.centre
-    if method == "midpoint":
-        return midpoint
     voxels = np.argwhere(region)
     value = heat[region].astype(np.float64)
     spacing = np.asarray(spacing_mm, dtype=float)
@@ -83,22 +70,3 @@ def _centre(
     # a centre in the image lies in its own region; heat that is no Gaussian must not point anywhere else
     centre = np.clip(midpoint + slope * sigma2_mm2 / spacing, bounds.start, bounds.stop)
     return tuple(float(c) for c in centre)
-
-
-def choose_sides(
-    low: Sequence[Region], high: Sequence[Region], axis: int, apart: float
-) -> tuple[Region | None, Region | None]:
-    """Of the regions of two organs of a pair, of which `low` lies at the low end of an axis in every training case, the largest two
-    whose centres are at least `apart` voxels from each other in that order.
-
-    Both organs look alike, and a network that cannot tell them shows each of them in both maps. Where no two regions are in order,
-    the larger one stays and the other organ is absent; where one has no region, there is nothing to choose.
-    """
-    if not low or not high:
-        return (low[0] if low else None), (high[0] if high else None)
-    # what is much smaller than its map's largest is noise, and must not lend its order to the others
-    low, high = ([region for region in of if region.voxels >= LEAST_SHARE * of[0].voxels] for of in (low, high))
-    pairs = [(a, b) for a, b in product(low, high) if b.centre[axis] - a.centre[axis] >= apart]
-    if pairs:
-        return max(pairs, key=lambda pair: pair[0].voxels + pair[1].voxels)
-    return (low[0], None) if low[0].voxels >= high[0].voxels else (None, high[0])

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -51,7 +52,7 @@ STOCK = {
 WITHOUT_HARD_VOXELS = "OARSharedEncoderTrainer-plain"
 VARIANTS = {WITHOUT_HARD_VOXELS: (SHARED, {"hard_voxel_weight": 0.0})}
 EPOCHS = 10
-PROBE_ITERATIONS = 16
+PROBE_ITERATIONS = 20
 # trained on the cases that annotate everything alone: what the others lack is background to stock nnU-Net
 COMPLETE = "-complete"
 TABLE = ("dice", "surface_dice", "hd95_mm")
@@ -120,13 +121,13 @@ class Method:
         return self.data.train_by_plans("nnUNetTrainer_timed", key)
 
     def seconds_per_iteration(self) -> float:
-        changes = {}
-        if not self.is_stock:
-            # where there are phases, the last is the slowest; an untrained coarse branch would find organs everywhere
-            phases = self.configuration[SECTION].get("phases")
-            changes = {"phases": [phases[-1] | {"start": 0, "boxes": "truth"}]} if phases else {}
-        model = self.train(f"probe-{self.name}", 1, 1, PROBE_ITERATIONS, changes)
-        times = times_of(model)
+        epochs, iterations, changes = 1, PROBE_ITERATIONS, {}
+        phases = None if self.is_stock else self.configuration[SECTION].get("phases")
+        if phases:
+            # some of each, as they share the training; an untrained coarse branch would find organs everywhere
+            epochs, iterations = EPOCHS, math.ceil(PROBE_ITERATIONS / EPOCHS)
+            changes = {"phases": [{key: value for key, value in phase.items() if key != "boxes"} for phase in phases]}
+        times = times_of(self.train(f"probe-{self.name}", 1, epochs, iterations, changes))
         return (times["seconds in steps"] + times["seconds of waiting"]) / times["steps"]
 
     @property

@@ -10,6 +10,7 @@ from nnunet_oar.fit import Budget, CaseFacts, DatasetFacts
 from nnunet_oar.fit_shared_encoder import (
     DECODER_BYTES_PER_VOXEL_AND_FEATURE,
     ENCODER_BYTES_PER_VOXEL_AND_FEATURE,
+    LEAST_SHARE,
     fit_shared_encoder,
 )
 from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan
@@ -19,8 +20,10 @@ CANONICAL = AnatomicalAxes(left_right=2, anterior_posterior=1, inferior_superior
 LABELS = {"heart": 1, "lung_left": 2, "lung_right": 3}
 
 
-def facts(spacing=(3.0, 1.0, 1.0), shape=(120, 400, 500), axes=CANONICAL) -> DatasetFacts:
+def facts(spacing=(3.0, 1.0, 1.0), shape=(120, 400, 500), axes=CANONICAL, organ_mm=None) -> DatasetFacts:
     organs = {1: Box((2, 3, 4), (6, 9, 9)), 2: Box((1, 1, 1), (5, 5, 5)), 3: Box((1, 1, 7), (5, 5, 9))}
+    if organ_mm:
+        organs = dict.fromkeys(organs, Box.full(tuple(round(organ_mm / s) for s in spacing)))
     return DatasetFacts(spacing, [CaseFacts(shape, organs)] * 3, LABELS, axes, (-500.0, 300.0), (1.0, 0.0))
 
 
@@ -33,23 +36,48 @@ def test_the_paper_recipe_is_the_paper():
     assert [phase.start for phase in plan.phases] == [0, 40, 65] and plan.epochs == 90
 
 
+def step_gb(plan: SharedEncoderPlan, decoders: int, facts: DatasetFacts) -> float:
+    """What a training step is said to take: the part, and of the largest organs with 15 mm about them what fits into it."""
+    part = np.prod(plan.crop_shape)
+    mm = [np.multiply(case.shape, facts.spacing_mm) + 30 for case in facts.cases[0].organs.values()]
+    boxes = sorted((min(part, np.prod(size / plan.grid_spacing_mm)) for size in mm), reverse=True)[:decoders]
+    bytes_per_feature = ENCODER_BYTES_PER_VOXEL_AND_FEATURE * part + DECODER_BYTES_PER_VOXEL_AND_FEATURE * sum(boxes)
+    return bytes_per_feature * plan.features / 1e9
+
+
 @pytest.mark.parametrize("memory", [0.1, 0.5, 4, 24])
 @pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (5.0, 0.8, 0.8), (4.0, 3.0, 3.0), (1.0, 1.0, 1.0)])
-def test_the_part_of_a_ct_fits_the_memory_and_is_not_too_small(memory, spacing):
+@pytest.mark.parametrize("organ_mm", [40, 200])
+def test_the_part_of_a_ct_fits_the_memory_and_is_not_too_small(memory, spacing, organ_mm):
     shape = tuple(int(mm / s) for mm, s in zip((360, 400, 500), spacing, strict=True))
-    plan = fit_shared_encoder(facts(spacing, shape), "fitted", Budget(memory_gb=memory))
+    given = facts(spacing, shape, organ_mm=organ_mm)
+    plan = fit_shared_encoder(given, "fitted", Budget(memory_gb=memory))
     grid = np.array(plan.grid_spacing_mm)
     assert (grid >= np.maximum((3, 1, 1), spacing) - 1e-3).all()
     assert all(size % step == 0 for size, step in zip(plan.crop_shape, plan.total_stride, strict=True))
-    # of three decoders each sees half of it
-    bytes_per_feature = ENCODER_BYTES_PER_VOXEL_AND_FEATURE + 1.5 * DECODER_BYTES_PER_VOXEL_AND_FEATURE
-    voxels = memory * 1e9 / (bytes_per_feature * plan.features)
-    whole = np.multiply(shape, spacing) / grid
-    assert np.prod(plan.crop_shape) <= max(1.5 * voxels, 1) and np.prod(plan.crop_shape) >= np.prod(whole) / 40
-    paper = fit_shared_encoder(facts(spacing, shape), "paper", Budget(memory_gb=memory))
-    voxels = memory * 1e9 / (bytes_per_feature * paper.features)
-    assert np.prod(paper.crop_shape) <= max(1.5 * voxels, np.prod(paper.total_stride))
-    assert (np.multiply(plan.margin_vox, grid) >= 10).all()
+    share = np.prod(plan.crop_shape) / np.prod(np.multiply(shape, spacing) / grid)
+    # sizes are multiples of the strides
+    assert step_gb(plan, 4, given) < 1.4 * memory and share > 0.7 * LEAST_SHARE
+    # what the memory allows is used, for a larger part or a finer grid
+    assert step_gb(plan, 4, given) > 0.6 * memory or (
+        share >= 1 and (grid <= np.maximum((3, 1, 1), spacing) + 1e-3).all()
+    )
+    assert (np.multiply(plan.margin_vox, grid) >= 10).all() and (np.multiply(plan.jitter_vox, grid) >= 5).all()
+    assert all(np.less_equal(plan.coarse_stride, reach).all() for reach in (plan.margin_vox, plan.jitter_vox))
+    paper = fit_shared_encoder(given, "paper", Budget(memory_gb=memory))
+    assert step_gb(paper, 3, given) < 1.4 * memory or paper.crop_shape == paper.total_stride
+
+
+@pytest.mark.parametrize(
+    "spacing", [(3.0, 1.0, 1.0), (5.0, 0.8, 0.8), (4.0, 3.0, 3.0), (1.0, 1.0, 1.0), (12.0, 9.0, 9.0)]
+)
+def test_the_coarse_segmentation_is_about_as_fine_as_the_papers(spacing):
+    plan = fit_shared_encoder(facts(spacing), "fitted", Budget(memory_gb=24))
+    grid = np.array(plan.grid_spacing_mm)
+    # two voxels of the grid, however coarse that is
+    assert (plan.coarse_stride * grid <= np.maximum(10, 2 * grid.max())).all()
+    assert (plan.total_stride * grid <= np.maximum(20, 4 * grid.max())).all()
+    assert np.prod(plan.total_stride) >= 8 and plan.strides[-1] == (1, 1, 1) and len(plan.strides) == 4
 
 
 def test_phases_keep_their_proportions():

@@ -3,7 +3,7 @@ radiation therapy planning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from nnunet_oar.fit_heatmap import fit_heatmap_cascade
 from nnunet_oar.heatmaps import gaussian_heatmaps
 from nnunet_oar.losses import DiceCELoss, HeatmapL2Loss
 from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
-from nnunet_oar.plan import SECTION, HeatmapPlan
+from nnunet_oar.pairs import refuse_contradicted_pairs
+from nnunet_oar.plan import HeatmapPlan
 from nnunet_oar.roi import Box
 
 # Share of the training organs that measured margins are to hold, and per axis, so that all three hold it
@@ -73,19 +74,8 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
             self.network.organ_size_mm[label - 1] = torch.from_numpy(mean)
         self.tell_missing(sizes)
-        self._refuse_contradicted_pairs(organs)
-
-    def _refuse_contradicted_pairs(self, organs: Mapping[str, Mapping[int, Box]]) -> None:
-        """Pairs in another order than the organs' would exchange left and right in every result. organs: of each training case."""
-        axis = self.plan.left_right_axis
-        for case, of_case in organs.items():
-            for pair in self.plan.low_high_pairs:
-                if set(pair) <= set(of_case) and of_case[pair[0]].centre[axis] > of_case[pair[1]].centre[axis]:
-                    low, high = (self.plan.organs[label - 1] for label in pair)
-                    raise ValueError(
-                        f"plans, section {SECTION!r}: low_high_pairs has {list(pair)}, but in training case {case} {low} lies "
-                        f"beyond {high}; turn the pair round, leave it out, or correct the case's labels"
-                    )
+        plan = self.plan
+        refuse_contradicted_pairs(plan.low_high_pairs, plan.left_right_axis, plan.organs, organs)
 
     def make_loader(self, dataset, cases: Sequence[str], **options) -> HeatmapLoader:
         return super().make_loader(dataset, cases, size_mm=self.network.organ_size_mm.cpu().numpy(), **options)

@@ -18,6 +18,7 @@ from nnunet_oar.fit import Budget, DatasetFacts
 from nnunet_oar.fit_shared_encoder import fit_shared_encoder
 from nnunet_oar.losses import HardVoxelDiceLoss
 from nnunet_oar.networks.shared_encoder import SharedEncoderNet
+from nnunet_oar.pairs import refuse_contradicted_pairs
 from nnunet_oar.plan import SharedEncoderPlan
 from nnunet_oar.roi import Box, resize
 
@@ -63,10 +64,13 @@ class OARSharedEncoderTrainer(OARTrainer):
                 self.print_to_log_file(f"In {count} of {len(cases)} cases {what}")
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
-        held = {
-            label for case in cases for label in self.cache.read(case).organs if label in self.annotations.labels(case)
-        }
-        for label in range(1, len(self.plan.organs) + 1):
+        plan, organs = self.plan, {}
+        for case in cases:
+            annotated = self.annotations.labels(case)
+            organs[case] = {label: box for label, box in self.cache.read(case).organs.items() if label in annotated}
+        refuse_contradicted_pairs(plan.low_high_pairs, plan.left_right_axis, plan.organs, organs)
+        held = {label for of_case in organs.values() for label in of_case}
+        for label in range(1, len(plan.organs) + 1):
             self.network.organ_known[label - 1] = label in held
         self.tell_missing(held)
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nnunet_oar.heatmaps import choose_sides, find_centres
+from nnunet_oar.heatmaps import find_centres
 from nnunet_oar.networks.crops import segment_growing, with_background
 from nnunet_oar.networks.heatmap import HeatmapNet3D
 from nnunet_oar.networks.layers import Layer
 from nnunet_oar.networks.unet3d import UNet3D
 from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
+from nnunet_oar.pairs import MOST_REGIONS, choose_sides
 from nnunet_oar.plan import HeatmapPlan
 from nnunet_oar.roi import Box
-
-# of a heat map that are looked at where an organ's partner of the other side claims one
-REGIONS = 4
 
 
 class HeatmapCascadeNetwork(VolumeNetwork):
@@ -100,7 +98,7 @@ class HeatmapCascadeNetwork(VolumeNetwork):
         paired = {label for pair in plan.low_high_pairs for label in pair}
         regions = [
             find_centres(
-                channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre, REGIONS if label in paired else 1
+                channel, plan.threshold, spacing, plan.sigma2_mm2, plan.centre, MOST_REGIONS if label in paired else 1
             )
             if known
             else []

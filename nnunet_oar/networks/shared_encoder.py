@@ -10,6 +10,7 @@ out of the features of each level covers exactly the same region.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_oar.body import find_body
-from nnunet_oar.components import drop_small
+from nnunet_oar.components import Region, drop_small, split_instances
 from nnunet_oar.networks.crops import segment_growing, with_background
 from nnunet_oar.networks.layers import Layer, Sample
+from nnunet_oar.networks.normalisation import WindowedInstanceNorm3d
 from nnunet_oar.networks.precision import autocast
 from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork
 from nnunet_oar.padding import pad_to, padded_shape
+from nnunet_oar.pairs import MOST_REGIONS, choose_sides
 from nnunet_oar.plan import SharedEncoderPlan
 from nnunet_oar.roi import Box, resize
 
@@ -32,7 +35,7 @@ COARSE_BLOCKS = 3
 
 class ResBlock(nn.Module):
     """3^3 convolutions with instance normalisation and ReLU, and a shortcut: (B, in_channels, ...) -> (B, out_channels, ceil(Z /
-    stride), ...)."""
+    stride), ...). window: of WindowedInstanceNorm3d."""
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class ResBlock(nn.Module):
         convolutions: int,
         stride: Sequence[int] = (1, 1, 1),
         dilation: int = 1,
+        window: Sequence[int] | None = None,
     ):
         super().__init__()
         layers: list[nn.Module] = []
@@ -49,7 +53,7 @@ class ResBlock(nn.Module):
             layers += [
                 nn.ReLU(inplace=True),
                 nn.Conv3d(source, out_channels, 3, step, padding=dilation, dilation=dilation, bias=False),
-                nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True),
+                WindowedInstanceNorm3d(out_channels, window),
             ]
         self.residual = nn.Sequential(*layers[1:])
         same = in_channels == out_channels and max(stride) == 1
@@ -61,17 +65,23 @@ class ResBlock(nn.Module):
 
 class SharedEncoder(nn.Module):
     """One convolution and the residual blocks: (B, C, Z, Y, X) -> features of each, the finest first; each block but the first is
-    twice as wide as the one before."""
+    twice as wide as the one before. What is larger than the parts of training is normalised window by window."""
 
     def __init__(self, in_channels: int, plan: SharedEncoderPlan):
         super().__init__()
         self.widths = [plan.features, *(plan.features * 2**index for index in range(len(plan.strides)))]
         self.entry = nn.Sequential(
             nn.Conv3d(in_channels, plan.features, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(plan.features, eps=1e-5, affine=True),
+            WindowedInstanceNorm3d(plan.features, plan.crop_shape),
             nn.ReLU(inplace=True),
         )
-        shapes = zip(self.widths, self.widths[1:], plan.convolutions, plan.strides, plan.dilations, strict=False)
+        windows = [
+            tuple(math.ceil(size / step) for size, step in zip(plan.crop_shape, plan.stride_after(blocks), strict=True))
+            for blocks in range(1, len(plan.strides) + 1)
+        ]
+        shapes = zip(
+            self.widths, self.widths[1:], plan.convolutions, plan.strides, plan.dilations, windows, strict=False
+        )
         self.blocks = nn.ModuleList(ResBlock(*shape) for shape in shapes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -161,13 +171,19 @@ class SharedEncoderNet(VolumeNetwork):
 
     def find_organs(self, coarse: Tensor, shape: Sequence[int]) -> dict[int, Box]:
         """Label -> box on the encoder's grid of `shape`, of the coarse probabilities (1, K, Z, Y, X)."""
-        boxes = {}
-        for index in self.organ_known.nonzero()[:, 0].tolist():
-            mask = (coarse[0, index + 1] > self.plan.threshold).cpu().numpy()
-            box = Box.from_mask(drop_small(mask, self.plan.component_fraction))
-            if box is not None:
-                boxes[index + 1] = box.rescaled(mask.shape, shape)
-        return boxes
+        plan = self.plan
+        masks = (coarse[0] > plan.threshold).cpu().numpy()
+        known = [index + 1 for index in self.organ_known.nonzero()[:, 0].tolist()]
+        found = {label: Box.from_mask(drop_small(masks[label], plan.component_fraction)) for label in known}
+        for pair in plan.low_high_pairs:
+            if set(pair) <= set(known):
+                low, high = ([Region.of(part) for part in split_instances(masks[x], MOST_REGIONS)] for x in pair)
+                axis = plan.left_right_axis
+                # half of the largest regions' mean length
+                apart = sum(region.box.shape[axis] for region in low[:1] + high[:1]) / 4
+                chosen = choose_sides(low, high, axis, apart)
+                found |= {label: region and region.box for label, region in zip(pair, chosen, strict=True)}
+        return {label: box.rescaled(masks.shape[1:], shape) for label, box in found.items() if box is not None}
 
     def fine_box(self, around: Box, shape: Sequence[int]) -> Box:
         """The box that an organ's decoder sees: `around` + margin, snapped, on the encoder's grid of `shape` (padded)."""

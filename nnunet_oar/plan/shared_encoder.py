@@ -70,11 +70,14 @@ class SharedEncoderPlan(OARPlan):
     # of each epoch; null: nnU-Net's schedule, which falls to 0 over the training
     lr_decay: float | None = spec(0.985, check.optional(check.number(0, 1)))
     flip_axes: tuple[int, ...] = spec((0, 1, 2), check.list_of(check.integer(0, 2)))
-    # guard (off in the paper): how often a box that cuts an organ is grown
+    # guards (off in the paper): pairs of labels (low, high) of which in every training case the first lies at the low end of
+    # left_right_axis; how often a box that cuts an organ is grown
+    low_high_pairs: tuple[tuple[int, int], ...] = spec((), check.list_of(check.list_of(check.integer(1), 2)))
     grow_attempts: int = spec(0, check.integer(0, 5))
 
     def __post_init__(self):
         super().__post_init__()
+        self._refuse_unfit_pairs("low_high_pairs")
         refuse_phases(self.phases)
         trained = [self.phase(epoch).fine for epoch in range(self.epochs)]
         if not trained[-1] or trained != sorted(trained):
@@ -96,14 +99,15 @@ class SharedEncoderPlan(OARPlan):
     @property
     def total_stride(self) -> Triple:
         """Voxels of the encoder's grid that one of its deepest voxels spans."""
-        return self._stride_of(len(self.strides))
+        return self.stride_after(len(self.strides))
 
     @property
     def coarse_stride(self) -> Triple:
         """The same of the coarse segmentation, which is as fine as the finest of the last three blocks."""
-        return self._stride_of(len(self.strides) - 2)
+        return self.stride_after(len(self.strides) - 2)
 
-    def _stride_of(self, blocks: int) -> Triple:
+    def stride_after(self, blocks: int) -> Triple:
+        """The same after so many of the residual blocks."""
         return tuple(math.prod(stride[axis] for stride in self.strides[:blocks]) for axis in range(3))
 
     def grid_shape(self, image_shape: Sequence[int]) -> Triple:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nnunet_oar.losses import HardVoxelDiceLoss
+from nnunet_oar.networks.normalisation import WindowedInstanceNorm3d
 from nnunet_oar.networks.shared_encoder import OrganDecoder, ResBlock, SharedEncoder, SharedEncoderNet
 from nnunet_oar.plan import SharedEncoderPlan
 from nnunet_oar.roi import Box
@@ -199,6 +200,52 @@ def test_specks_neither_move_a_box_nor_make_it_grow():
         predicted(network, with_speck)
         report = network.reports[0]
         assert report.localised["first"] == localised and report.boxes["first"] == box and not report.warnings
+
+
+class EitherInBoth(TrueCoarse):
+    """A coarse branch that knows where two organs are and not which is which."""
+
+    def forward(self, features):
+        out = super().forward(features)
+        out[:, 1:] = out[:, 1:].amax(1, keepdim=True)
+        return out
+
+
+@pytest.mark.parametrize("pairs", [(), ((1, 2),)])
+def test_a_coarse_branch_that_cannot_tell_the_sides_does_not_swap_them(pairs):
+    image, _ = phantom()
+    network = make(low_high_pairs=pairs, left_right_axis=2, margin_vox=(0, 0, 0))
+    network.coarse_head = EitherInBoth()
+    predicted(network, image)
+    boxes = network.reports[0].localised
+    assert boxes["first"].contains(FIRST) and boxes["second"].contains(SECOND)
+    assert (boxes["first"].stop[2] <= SECOND.start[2] and boxes["second"].start[2] >= FIRST.stop[2]) == bool(pairs)
+    # one organ in both maps is one organ
+    predicted(network, phantom((FIRST,))[0])
+    found = network.reports[0].localised
+    assert len(found) == (1 if pairs else 2)
+
+
+def test_images_that_are_larger_than_parts_of_training_are_normalised_by_windows():
+    plan = SharedEncoderPlan(**(SMALL | {"crop_shape": (8, 16, 24)}))
+    windows = [layer.window for layer in SharedEncoder(1, plan).modules() if isinstance(layer, WindowedInstanceNorm3d)]
+    # the first convolution and the two, two, three and three of the blocks
+    levels = [(8, 16, 24)] + [(8, 8, 12)] * 2 + [(8, 4, 6)] * 2 + [(4, 2, 3)] * 6
+    assert windows == levels
+    network, part = SharedEncoderNet(1, plan).eval(), torch.randn(1, 1, 8, 16, 24)
+    beside = torch.cat((part, 5 + 3 * part), 4)
+
+    def change():
+        with torch.inference_mode():
+            alone, together = (network({"image": image})["features"][0][..., :8] for image in (part, beside))
+        return float((together - alone).abs().mean())
+
+    by_windows = change()
+    for layer in network.modules():
+        if isinstance(layer, WindowedInstanceNorm3d):
+            layer.window = None
+    # the convolution of the first window looks a voxel into the other part
+    assert by_windows < 0.2 * change()
 
 
 def test_nothing_found_and_organs_that_no_case_held(caplog):
