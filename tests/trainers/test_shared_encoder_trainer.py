@@ -179,3 +179,17 @@ def test_validation_scores_the_coarse_branch_first_and_the_decoders_later(traine
         assert output["organs"] == 2 and 0 <= output["organs_in_box"] <= 2 and output["samples"].tolist() == [1] * 5
         assert (output["tp_hard"] + output["fn_hard"])[:2].tolist() == [LIVER.volume, SPLEEN.volume]
     assert late["loss"] > early["loss"]
+
+
+def test_an_order_of_sides_that_a_training_case_contradicts_is_refused(shared, monkeypatch, tmp_path):
+    workspace = shared.entered(monkeypatch, tmp_path)
+
+    def learn(**section):
+        made = make(workspace, **section)
+        made.prepare_data(made.dataset_class(made.preprocessed_dataset_folder))
+        made.learn_from_cases(made.get_tr_and_val_datasets()[0].identifiers)
+        return made
+
+    (pair,) = learn().plan.low_high_pairs
+    with pytest.raises(ValueError, match=r"low_high_pairs has \[\d, \d\], but in training case \S+ kidney_\w+ lies"):
+        learn(low_high_pairs=[list(pair[::-1])])
