@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+VOXELS_AT_ONCE = 4_000_000
 
 
 class WindowedInstanceNorm3d(nn.InstanceNorm3d):
@@ -28,25 +29,23 @@ class WindowedInstanceNorm3d(nn.InstanceNorm3d):
         shape = x.shape[2:]
         if self.training or self.window is None or all(size <= w for size, w in zip(shape, self.window, strict=True)):
             return super().forward(x)
-        size = [min(w, whole) for w, whole in zip(self.window, shape, strict=True)]
-        starts = [window_starts(whole, part) for whole, part in zip(shape, size, strict=True)]
-        statistics = []
-        for start in itertools.product(*starts):
-            part = x[(..., *(slice(first, first + length) for first, length in zip(start, size, strict=True)))]
-            statistics.append(torch.stack(torch.var_mean(part.float(), dim=(2, 3, 4), correction=0)))
-        counts = [len(of_axis) for of_axis in starts]
-        variance, mean = torch.stack(statistics, -1).unflatten(-1, counts)
-        scale = self.weight.view(-1, 1, 1, 1) * (variance + self.eps).rsqrt()
-        shift = self.bias.view(-1, 1, 1, 1) - mean * scale
-        along = [
-            _interpolation(whole, [first + length / 2 for first in of_axis], x.device)
-            for whole, length, of_axis in zip(shape, size, starts, strict=True)
-        ]
+        parts = [min(w, whole) for w, whole in zip(self.window, shape, strict=True)]
+        average, interpolate = zip(*map(_window_matrices, shape, parts), strict=True)
+        average, interpolate = ([matrix.to(x.device) for matrix in matrices] for matrices in (average, interpolate))
         out = torch.empty_like(x)
-        # one by one: maps of all channels would double the memory of the finest level
-        for channel in range(x.shape[1]):
-            a, b = (torch.einsum("bijk,zi,yj,xk->bzyx", values[:, channel], *along) for values in (scale, shift))
-            out[:, channel] = x[:, channel] * a + b
+        # a few channels at once: float32 copies of all of them would be the largest thing in memory
+        step = max(1, VOXELS_AT_ONCE // math.prod(shape))
+        for first in range(0, x.shape[1], step):
+            channels = slice(first, first + step)
+            values = x[:, channels].float()
+            # squares of what is far from 0 have few digits left for the variance
+            values = values - values.mean((2, 3, 4), keepdim=True)
+            mean = _along_axes(values, average, (4, 3, 2))
+            variance = (_along_axes(values.square(), average, (4, 3, 2)) - mean.square()).clamp(min=0)
+            scale = self.weight[channels].view(-1, 1, 1, 1) * (variance + self.eps).rsqrt()
+            shift = self.bias[channels].view(-1, 1, 1, 1) - mean * scale
+            scale, shift = (_along_axes(of_windows, interpolate, (2, 3, 4)) for of_windows in (scale, shift))
+            out[:, channels] = torch.addcmul(shift, values, scale)
         return out
 
 
@@ -56,8 +55,18 @@ def window_starts(whole: int, part: int) -> list[int]:
     return np.linspace(0, whole - part, count).round().astype(int).tolist()
 
 
-def _interpolation(whole: int, middles: Sequence[float], device: torch.device) -> Tensor:
-    """(whole, len(middles)) float32: each voxel's weights of the values at `middles`; beyond the outer ones, theirs alone."""
-    centres = np.arange(whole) + 0.5
-    weights = [np.interp(centres, middles, values) for values in np.eye(len(middles))]
-    return torch.from_numpy(np.stack(weights, 1)).float().to(device)
+def _window_matrices(whole: int, part: int) -> tuple[Tensor, Tensor]:
+    """Of one axis: (windows, whole), which averages over each window, and (whole, windows), which interpolates between the windows'
+    middles; beyond the outer ones their values stay."""
+    starts = np.array(window_starts(whole, part))
+    voxels = np.arange(whole)
+    average = (voxels >= starts[:, None]) & (voxels < starts[:, None] + part)
+    interpolate = [np.interp(voxels + 0.5, starts + part / 2, values) for values in np.eye(len(starts))]
+    return torch.from_numpy(average / part).float(), torch.from_numpy(np.stack(interpolate, 1)).float()
+
+
+def _along_axes(x: Tensor, matrices: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """x (B, C, Z, Y, X), of which each axis is multiplied by its matrix (new size, size), one after the other in this order."""
+    for axis in order:
+        x = torch.tensordot(x, matrices[axis - 2], dims=([axis], [1])).movedim(-1, axis)
+    return x

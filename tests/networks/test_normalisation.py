@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import RegularGridInterpolator
 from torch import nn
 
+from nnunet_oar.networks import normalisation
 from nnunet_oar.networks.normalisation import WindowedInstanceNorm3d, window_starts
 
 
@@ -32,10 +33,15 @@ def test_windows_reach_both_ends_and_overlap_by_half(whole, part):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(4, 14)] * 3), st.tuples(*[st.integers(3, 9)] * 3))
-def test_larger_inputs_are_normalised_by_what_lies_about_each_voxel(seed, shape, window):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.integers(4, 14)] * 3),
+    st.tuples(*[st.integers(3, 9)] * 3),
+    st.sampled_from([0, -3, 500]),
+)
+def test_larger_inputs_are_normalised_by_what_lies_about_each_voxel(seed, shape, window, mean):
     rng = np.random.default_rng(seed)
-    x = rng.normal(3, 2, (2, 3, *shape))
+    x = rng.normal(mean, 2, (2, 3, *shape))
     norm = layer(3, window, seed % 1000)
     size = np.minimum(window, shape)
     starts = [window_starts(whole, int(part)) for whole, part in zip(shape, size, strict=True)]
@@ -55,7 +61,7 @@ def test_larger_inputs_are_normalised_by_what_lies_about_each_voxel(seed, shape,
         a, b = (RegularGridInterpolator(middles, values)(voxels) for values in (scale, shift))
         expected[sample, channel] = x[sample, channel] * a + b
     with torch.inference_mode():
-        np.testing.assert_allclose(norm(torch.from_numpy(x).float()).numpy(), expected, atol=2e-4)
+        np.testing.assert_allclose(norm(torch.from_numpy(x).float()).numpy(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("train, window, shape", [(True, (2, 2, 2), (5, 6, 7)), (False, (5, 6, 7), (5, 6, 7)),
@@ -67,6 +73,7 @@ def test_in_training_and_up_to_the_window_it_is_instance_normalisation(train, wi
 
 
 def test_a_part_within_a_whole_of_its_kind_is_as_the_part_alone():
+    torch.manual_seed(0)
     part = torch.randn(1, 2, 4, 6, 8)
     norm = layer(2, (4, 6, 8))
     whole = norm(part.repeat(1, 1, 3, 2, 2))
@@ -74,10 +81,17 @@ def test_a_part_within_a_whole_of_its_kind_is_as_the_part_alone():
     torch.testing.assert_close(whole, norm(part).repeat(1, 1, 3, 2, 2), rtol=1e-4, atol=1e-4)
     # beside something else: what is far enough away has no part in it
     beside = norm(torch.cat((part, 50 + 9 * torch.randn(1, 2, 8, 6, 8)), 2))
-    torch.testing.assert_close(beside[:, :, :2], norm(part)[:, :, :2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(beside[:, :, :2], norm(part)[:, :, :2], rtol=5e-3, atol=5e-3)
     assert not torch.allclose(
         nn.InstanceNorm3d(2)(torch.cat((part, 50 + part), 2))[:, :, :2], norm(part)[:, :, :2], atol=0.3
     )
+
+
+def test_channels_are_taken_a_few_at_a_time(monkeypatch):
+    x, norm = torch.randn(2, 5, 9, 8, 7), layer(5, (4, 4, 4))
+    together = norm(x)
+    monkeypatch.setattr(normalisation, "VOXELS_AT_ONCE", 2 * 9 * 8 * 7)
+    torch.testing.assert_close(norm(x), together)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
