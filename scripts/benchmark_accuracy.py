@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
@@ -52,7 +51,7 @@ STOCK = {
 WITHOUT_HARD_VOXELS = "OARSharedEncoderTrainer-plain"
 VARIANTS = {WITHOUT_HARD_VOXELS: (SHARED, {"hard_voxel_weight": 0.0})}
 EPOCHS = 10
-PROBE_ITERATIONS = 20
+PROBE_ITERATIONS = 16
 # trained on the cases that annotate everything alone: what the others lack is background to stock nnU-Net
 COMPLETE = "-complete"
 TABLE = ("dice", "surface_dice", "hd95_mm")
@@ -124,8 +123,9 @@ class Method:
         epochs, iterations, changes = 1, PROBE_ITERATIONS, {}
         phases = None if self.is_stock else self.configuration[SECTION].get("phases")
         if phases:
-            # some of each, as they share the training; an untrained coarse branch would find organs everywhere
-            epochs, iterations = EPOCHS, math.ceil(PROBE_ITERATIONS / EPOCHS)
+            # some of each, as they share the training, which takes more to warm up; an untrained coarse branch would find organs
+            # everywhere
+            epochs, iterations = EPOCHS, PROBE_ITERATIONS // 2
             changes = {"phases": [{key: value for key, value in phase.items() if key != "boxes"} for phase in phases]}
         times = times_of(self.train(f"probe-{self.name}", 1, epochs, iterations, changes))
         return (times["seconds in steps"] + times["seconds of waiting"]) / times["steps"]
