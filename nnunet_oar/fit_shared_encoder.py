@@ -23,8 +23,8 @@ from nnunet_oar.fit import (
 from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan, SharedPhase, Triple, scaled_phases
 
 # Measured on a CPU in float32 with 8 and 16 features, 150,000 and 200,000 voxels: peak memory of one training step with 4 decoders
-# that see 0.3 of the volume each was 269 to 421 bytes per voxel of the grid and feature of the first level, and what the layers
-# keep grows by 1.2 where they see all of it; mixed precision needs less.
+# that see 0.3 of the volume each was 269 to 421 bytes per voxel of the grid and feature of the first level; mixed precision needs
+# less.
 ENCODER_BYTES_PER_VOXEL_AND_FEATURE = 240
 DECODER_BYTES_PER_VOXEL_AND_FEATURE = 150
 # Training sees this share of a CT at once at least: for a small device the grid becomes coarser instead

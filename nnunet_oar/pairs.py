@@ -15,7 +15,7 @@ from nnunet_oar.roi import Box
 
 # of each organ's map: how many regions are looked at, and the least one, in voxels of the largest
 MOST_REGIONS = 4
-LEAST_SHARE = 0.25
+LEAST_REGION = 0.25
 
 
 def choose_sides(
@@ -30,7 +30,7 @@ def choose_sides(
     if not low or not high:
         return (low[0] if low else None), (high[0] if high else None)
     # what is much smaller than its map's largest is noise, and must not lend its order to the others
-    low, high = ([region for region in of if region.voxels >= LEAST_SHARE * of[0].voxels] for of in (low, high))
+    low, high = ([region for region in of if region.voxels >= LEAST_REGION * of[0].voxels] for of in (low, high))
     pairs = [(a, b) for a, b in product(low, high) if b.centre[axis] - a.centre[axis] >= apart]
     if pairs:
         return max(pairs, key=lambda pair: pair[0].voxels + pair[1].voxels)

@@ -36,8 +36,9 @@ class Shared:
     def __init__(self, image: Tensor, labels: Tensor, organs: tuple[str, ...], spacing_mm, features: int):
         margin = tuple(round(MARGIN_MM / spacing) for spacing in spacing_mm)
         plan = SharedEncoderPlan(
-            organs=organs, spacing_mm=spacing_mm, grid_spacing_mm=spacing_mm, features=features, margin_vox=margin
-        )
+            organs=organs, spacing_mm=spacing_mm, grid_spacing_mm=spacing_mm, features=features, margin_vox=margin,
+            crop_shape=tuple(image.shape[2:]),
+        )  # fmt: skip
         self.network = SharedEncoderNet(image.shape[1], plan)
         self.network.decoders_trained.fill_(True)
         shape = self.network.padded(image.shape[2:])

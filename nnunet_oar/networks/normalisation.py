@@ -16,7 +16,7 @@ class WindowedInstanceNorm3d(nn.InstanceNorm3d):
     """Instance normalisation that treats a large image as training treated its parts: (B, C, Z, Y, X) -> the same.
 
     Training, and in evaluation inputs of at most `window` voxels: as nn.InstanceNorm3d, whose weights it has. Larger ones: with
-    mean and variance of windows of that size, half a window apart at most, and between their middles with what is interpolated
+    mean and variance of windows of that size, about half a window apart, and between their middles with what is interpolated
     (trilinear). The statistics of a whole body, most of it lung and limbs, are none that a network has seen that was trained on
     parts about organs.
     """
@@ -29,6 +29,12 @@ class WindowedInstanceNorm3d(nn.InstanceNorm3d):
         shape = x.shape[2:]
         if self.training or self.window is None or all(size <= w for size, w in zip(shape, self.window, strict=True)):
             return super().forward(x)
+        # bfloat16 has too few digits for a variance
+        with torch.autocast(x.device.type, enabled=False):
+            return self._by_windows(x)
+
+    def _by_windows(self, x: Tensor) -> Tensor:
+        shape = x.shape[2:]
         parts = [min(w, whole) for w, whole in zip(self.window, shape, strict=True)]
         average, interpolate = zip(*map(_window_matrices, shape, parts), strict=True)
         average, interpolate = ([matrix.to(x.device) for matrix in matrices] for matrices in (average, interpolate))
@@ -50,7 +56,7 @@ class WindowedInstanceNorm3d(nn.InstanceNorm3d):
 
 
 def window_starts(whole: int, part: int) -> list[int]:
-    """Where windows of `part` voxels begin on an axis of `whole` voxels: at both ends and half a window apart at most."""
+    """Where windows of `part` voxels begin on an axis of `whole` voxels: at both ends and about half a window apart."""
     count = 1 + math.ceil(2 * (whole - part) / part)
     return np.linspace(0, whole - part, count).round().astype(int).tolist()
 

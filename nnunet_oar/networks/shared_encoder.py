@@ -10,7 +10,6 @@ out of the features of each level covers exactly the same region.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -70,17 +69,23 @@ class SharedEncoder(nn.Module):
     def __init__(self, in_channels: int, plan: SharedEncoderPlan):
         super().__init__()
         self.widths = [plan.features, *(plan.features * 2**index for index in range(len(plan.strides)))]
+        # what training sees at once of each level
+        part = padded_shape(plan.crop_shape, plan.total_stride)
+        strides = (plan.stride_after(blocks) for blocks in range(len(plan.strides) + 1))
+        self.windows = [tuple(size // step for size, step in zip(part, stride, strict=True)) for stride in strides]
         self.entry = nn.Sequential(
             nn.Conv3d(in_channels, plan.features, 3, padding=1, bias=False),
-            WindowedInstanceNorm3d(plan.features, plan.crop_shape),
+            WindowedInstanceNorm3d(plan.features, self.windows[0]),
             nn.ReLU(inplace=True),
         )
-        windows = [
-            tuple(math.ceil(size / step) for size, step in zip(plan.crop_shape, plan.stride_after(blocks), strict=True))
-            for blocks in range(1, len(plan.strides) + 1)
-        ]
         shapes = zip(
-            self.widths, self.widths[1:], plan.convolutions, plan.strides, plan.dilations, windows, strict=False
+            self.widths,
+            self.widths[1:],
+            plan.convolutions,
+            plan.strides,
+            plan.dilations,
+            self.windows[1:],
+            strict=False,
         )
         self.blocks = nn.ModuleList(ResBlock(*shape) for shape in shapes)
 
@@ -110,13 +115,16 @@ class OrganDecoder(nn.Module):
     """From the deepest features of a region to one logit per voxel: convolution and ReLU, resize to the next finer level, add its
     features, residual block (section 2.2.2)."""
 
-    def __init__(self, widths: Sequence[int]):
+    def __init__(self, widths: Sequence[int], windows: Sequence[Sequence[int]]):
+        """widths: channels of each level, the finest first; windows: of WindowedInstanceNorm3d."""
         super().__init__()
         finer = widths[-2::-1]
         self.narrow = nn.ModuleList(
             nn.Conv3d(deep, width, 3, padding=1) for deep, width in zip(widths[:0:-1], finer, strict=True)
         )
-        self.blocks = nn.ModuleList(ResBlock(width, width, 2) for width in finer)
+        self.blocks = nn.ModuleList(
+            ResBlock(width, width, 2, window=window) for width, window in zip(finer, windows[-2::-1], strict=True)
+        )
         self.seg_layers = nn.ModuleList([nn.Conv3d(widths[0], 1, 3, padding=1)])
 
     def forward(self, crops: Sequence[Tensor]) -> Tensor:
@@ -143,7 +151,9 @@ class SharedEncoderNet(VolumeNetwork):
         self.encoder = SharedEncoder(in_channels, plan)
         widths = self.encoder.widths
         self.coarse_head = CoarseHead(widths[-COARSE_BLOCKS:], self.num_classes)
-        self.decoders = nn.ModuleDict({str(label): OrganDecoder(widths) for label in range(1, self.num_classes)})
+        self.decoders = nn.ModuleDict(
+            {str(label): OrganDecoder(widths, self.encoder.windows) for label in range(1, self.num_classes)}
+        )
         self.register_buffer("decoders_trained", torch.tensor(False))
         self.register_buffer("organ_known", torch.ones(len(plan.organs), dtype=torch.bool))
 
@@ -179,8 +189,8 @@ class SharedEncoderNet(VolumeNetwork):
             if set(pair) <= set(known):
                 low, high = ([Region.of(part) for part in split_instances(masks[x], MOST_REGIONS)] for x in pair)
                 axis = plan.left_right_axis
-                # half of the largest regions' mean length
-                apart = sum(region.box.shape[axis] for region in low[:1] + high[:1]) / 4
+                # half a length of the shorter one: one map may show the other organ, too, in one piece with its own
+                apart = min((region.box.shape[axis] for region in low[:1] + high[:1]), default=0) / 2
                 chosen = choose_sides(low, high, axis, apart)
                 found |= {label: region and region.box for label, region in zip(pair, chosen, strict=True)}
         return {label: box.rescaled(masks.shape[1:], shape) for label, box in found.items() if box is not None}

@@ -202,6 +202,16 @@ def test_specks_neither_move_a_box_nor_make_it_grow():
         assert report.localised["first"] == localised and report.boxes["first"] == box and not report.warnings
 
 
+def test_volumes_that_are_larger_than_parts_of_training_are_predicted():
+    """With real layers, encoder and decoder, in the precision of prediction."""
+    network = SharedEncoderNet(1, SharedEncoderPlan(**(SMALL | {"crop_shape": (8, 16, 16)}))).eval()
+    network.decoders_trained.fill_(True)
+    network.find_organs = lambda coarse, shape: {1: Box((2, 2, 2), (18, 38, 40)), 2: Box((14, 30, 40), (19, 36, 47))}
+    with torch.inference_mode():
+        logits = network(phantom()[0])
+    assert logits.shape == (1, 3, *SHAPE) and logits.isfinite().all()
+
+
 class EitherInBoth(TrueCoarse):
     """A coarse branch that knows where two organs are and not which is which."""
 
@@ -226,12 +236,28 @@ def test_a_coarse_branch_that_cannot_tell_the_sides_does_not_swap_them(pairs):
     assert len(found) == (1 if pairs else 2)
 
 
+def test_an_organ_stays_where_its_partners_map_leaks_into_it():
+    """The map of the first lung holds both, that of the second is right: none is dropped. What is one region is one organ."""
+    network = make(low_high_pairs=((1, 2),), left_right_axis=2)
+    coarse = torch.zeros(1, 3, 21, 13, 16)
+    coarse[0, 1, 5:15, 3:9, 1:14] = 1
+    coarse[0, 2, 5:15, 3:9, 8:14] = 1
+    found = network.find_organs(coarse, (22, 52, 64))
+    assert found[1].stop[2] == 56 and found[2] == Box((5, 12, 32), (16, 36, 56))
+    coarse[0, 2] = coarse[0, 1]
+    assert len(network.find_organs(coarse, (22, 52, 64))) == 1
+
+
 def test_images_that_are_larger_than_parts_of_training_are_normalised_by_windows():
     plan = SharedEncoderPlan(**(SMALL | {"crop_shape": (8, 16, 24)}))
     windows = [layer.window for layer in SharedEncoder(1, plan).modules() if isinstance(layer, WindowedInstanceNorm3d)]
     # the first convolution and the two, two, three and three of the blocks
-    levels = [(8, 16, 24)] + [(8, 8, 12)] * 2 + [(8, 4, 6)] * 2 + [(4, 2, 3)] * 6
-    assert windows == levels
+    assert windows == [(8, 16, 24)] + [(8, 8, 12)] * 2 + [(8, 4, 6)] * 2 + [(4, 2, 3)] * 6
+    decoder = SharedEncoderNet(1, plan).decoders["1"]
+    windows = [layer.window for layer in decoder.modules() if isinstance(layer, WindowedInstanceNorm3d)]
+    # two convolutions on each level but the deepest
+    assert windows == [size for size in ((4, 2, 3), (8, 4, 6), (8, 8, 12), (8, 16, 24)) for _ in range(2)]
+    torch.manual_seed(0)
     network, part = SharedEncoderNet(1, plan).eval(), torch.randn(1, 1, 8, 16, 24)
     beside = torch.cat((part, 5 + 3 * part), 4)
 
@@ -245,7 +271,7 @@ def test_images_that_are_larger_than_parts_of_training_are_normalised_by_windows
         if isinstance(layer, WindowedInstanceNorm3d):
             layer.window = None
     # the convolution of the first window looks a voxel into the other part
-    assert by_windows < 0.2 * change()
+    assert by_windows < 0.5 * change()
 
 
 def test_nothing_found_and_organs_that_no_case_held(caplog):
@@ -345,7 +371,7 @@ def test_the_fine_loss_alone_changes_the_encoder_and_its_own_decoder():
 def test_blocks_and_decoders_have_the_shapes_they_say():
     assert ResBlock(3, 5, 2, (1, 2, 2), 3)(torch.zeros(1, 3, 4, 7, 6)).shape == (1, 5, 4, 4, 3)
     crops = [torch.zeros(1, c, *size) for c, size in ((2, (4, 8, 8)), (4, (4, 4, 4)), (8, (2, 2, 2)))]
-    assert OrganDecoder([2, 4, 8])(crops).shape == (1, 1, 4, 8, 8)
+    assert OrganDecoder([2, 4, 8], [None] * 3)(crops).shape == (1, 1, 4, 8, 8)
     # -pretrained_weights leaves the coarse branch's outputs out
     names = SharedEncoderNet(1, SharedEncoderPlan(**SMALL)).state_dict()
     assert any(name.startswith("coarse_head.seg_layers.") for name in names)
