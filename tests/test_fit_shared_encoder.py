@@ -1,6 +1,7 @@
 """What is fitted to a data set for the shared encoder, and its section."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nnunet_oar.fit_shared_encoder import (
     LEAST_SHARE,
     fit_shared_encoder,
 )
+from nnunet_oar.networks.shared_encoder import SharedEncoderNet
 from nnunet_oar.plan import SHARED_PHASES, SharedEncoderPlan
 from nnunet_oar.roi import Box
 
@@ -37,11 +39,19 @@ def test_the_paper_recipe_is_the_paper():
 
 
 def step_gb(plan: SharedEncoderPlan, decoders: int, facts: DatasetFacts) -> float:
-    """What a training step is said to take: the part, and of the largest organs with 15 mm about them what fits into it."""
-    part = np.prod(plan.crop_shape)
-    mm = [np.multiply(case.shape, facts.spacing_mm) + 30 for case in facts.cases[0].organs.values()]
-    boxes = sorted((min(part, np.prod(size / plan.grid_spacing_mm)) for size in mm), reverse=True)[:decoders]
-    bytes_per_feature = ENCODER_BYTES_PER_VOXEL_AND_FEATURE * part + DECODER_BYTES_PER_VOXEL_AND_FEATURE * sum(boxes)
+    """What a training step takes: the part, and the boxes that decoders of the largest organs see in its middle."""
+    network, part = SharedEncoderNet(1, replace(plan, features=1)), plan.crop_shape
+    boxes = []
+    for organ in facts.cases[0].organs.values():
+        size = [
+            max(1, round(n * mm / grid))
+            for n, mm, grid in zip(organ.shape, facts.spacing_mm, plan.grid_spacing_mm, strict=True)
+        ]
+        size = np.minimum(size, part)
+        start = (np.subtract(part, size) // 2).tolist()
+        boxes.append(network.fine_box(Box.full(tuple(size.tolist())).moved(start), part).volume)
+    seen = sum(sorted(boxes, reverse=True)[:decoders])
+    bytes_per_feature = ENCODER_BYTES_PER_VOXEL_AND_FEATURE * np.prod(part) + DECODER_BYTES_PER_VOXEL_AND_FEATURE * seen
     return bytes_per_feature * plan.features / 1e9
 
 
