@@ -116,6 +116,7 @@ def _fitted(
         margin_vox=tuple(margin),
         jitter_vox=tuple(jitter),
         coarse_labels="covering",
+        each_map=True,
         low_high_pairs=ordered_pairs(facts),
         hu_window=narrowed_window(facts.window),
         augmentation="nnunet",

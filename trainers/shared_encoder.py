@@ -135,7 +135,9 @@ class OARSharedEncoderTrainer(OARTrainer):
         one_hot = torch.cat([coarse_target == label for label in range(len(self.plan.organs) + 1)], 1)
         # the background of a sample that leaves an organ out is not known
         known = torch.cat((annotated.all(1, keepdim=True), annotated), 1)
-        return out, self.loss["coarse"](out["coarse"], one_hot, known), target, annotated
+        maps = [out["coarse"], *(out["coarse_maps"] if self.plan.each_map else ())]
+        loss = torch.stack([self.loss["coarse"](of_block, one_hot, known) for of_block in maps]).mean()
+        return out, loss, target, annotated
 
     def _fine(self, features: Sequence[Tensor], label: int, box: Box, target: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of one organ in its box, and their loss."""
@@ -160,6 +162,9 @@ class OARSharedEncoderTrainer(OARTrainer):
         for label in labels:
             # an organ that the coarse branch does not find here has a decoder that must learn it all the same
             box = found.get(label) or _moved_sides(truth[label], plan.jitter_vox, rng)
+            if plan.grow_attempts:
+                # a box that prediction has grown shows more than the organ's own: unseen, it would be called the organ
+                box = _grown_at_random(box, plan.total_stride, rng)
             boxes[label] = self.network.fine_box(box, shape)
         return boxes
 
@@ -217,3 +222,11 @@ def _moved_sides(box: Box, reach: Sequence[int], rng: np.random.Generator) -> Bo
     stop = np.add(box.stop, rng.integers(np.negative(reach), np.add(reach, 1)))
     start = np.minimum(start, np.subtract(box.stop, 1))
     return Box(tuple(start), tuple(np.maximum(stop, np.maximum(start, box.start) + 1)))
+
+
+def _grown_at_random(box: Box, reach: Sequence[int], rng: np.random.Generator) -> Box:
+    """The box itself in half of the draws, else each side moved outwards by up to `reach` voxels."""
+    if rng.random() < 0.5:
+        return box
+    low, high = rng.integers(0, np.add(reach, 1), (2, 3))
+    return Box(tuple(np.subtract(box.start, low)), tuple(np.add(box.stop, high)))

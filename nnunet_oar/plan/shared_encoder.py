@@ -63,6 +63,8 @@ class SharedEncoderPlan(OARPlan):
     jitter_vox: Triple = spec((1, 4, 4), check.list_of(check.integer(0), 3))
     # decoders that are trained in one iteration; null: those of all organs
     organs_per_iteration: int | None = spec(None, check.optional(check.integer(1)))
+    # whether the coarse loss is of each block's map beside their mean: a map that saturates at 0 learns nothing from the mean
+    each_map: bool = spec(False, check.boolean)
     # how much more than a voxel that is right one that is wrong weighs in the fine loss; 0: all alike
     hard_voxel_weight: float = spec(1.0, check.number(0))
     cross_entropy_weight: float = spec(0.0, check.number(0))

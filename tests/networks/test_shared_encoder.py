@@ -51,7 +51,7 @@ class TrueCoarse(Between):
 
     def forward(self, features):
         organs = torch.cat([self.inside(features[0], index) for index in range(2)], 1).float()
-        return torch.cat((1 - organs.amax(1, keepdim=True), organs), 1)
+        return torch.cat((1 - organs.amax(1, keepdim=True), organs), 1)[None]
 
 
 class TrueDecoder(Between):
@@ -175,12 +175,15 @@ def test_a_grid_of_its_own_spacing(box):
 def test_a_box_that_cuts_an_organ_grows():
     image, labels = phantom((FIRST,))
     network = make(margin_vox=(0, 0, 0), grow_attempts=3)
+
     # the coarse branch sees the first half of the organ alone
-    network.coarse_head.forward = lambda features: torch.cat(
-        [torch.ones_like(features[0]), *2 * [torch.zeros_like(features[0])]], 1
-    ).index_put_(
-        (torch.tensor(0), torch.tensor(1), torch.tensor(6), torch.tensor(2), torch.tensor(2)), torch.tensor(1.0)
-    )
+    def half(features):
+        probability = torch.zeros(1, 1, 3, *features[0].shape[2:])
+        probability[:, :, 0] = 1
+        probability[0, 0, 1, 6, 2, 2] = 1
+        return probability
+
+    network.coarse_head.forward = half
     _, found = predicted(network, image)
     assert torch.equal(found, labels)
     assert any("segmented again" in warning for warning in network.reports[0].warnings)
@@ -217,7 +220,7 @@ class EitherInBoth(TrueCoarse):
 
     def forward(self, features):
         out = super().forward(features)
-        out[:, 1:] = out[:, 1:].amax(1, keepdim=True)
+        out[:, :, 1:] = out[:, :, 1:].amax(2, keepdim=True)
         return out
 
 
@@ -351,6 +354,7 @@ def test_the_coarse_maps_are_the_mean_of_three_sigmoids():
         ]
     maps = [F.interpolate(m, size=(4, 4, 4), mode="trilinear") for m in maps]
     assert torch.allclose(out["coarse"], sum(maps) / 3, atol=0.02)
+    assert torch.allclose(out["coarse_maps"], torch.stack(maps), atol=0.02)
 
 
 def test_the_fine_loss_alone_changes_the_encoder_and_its_own_decoder():

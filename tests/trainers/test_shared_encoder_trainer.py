@@ -17,7 +17,7 @@ LIVER, SPLEEN = Box((2, 4, 6), (10, 20, 22)), Box((8, 22, 24), (14, 30, 30))
 @pytest.fixture
 def trainer(shared, monkeypatch, tmp_path) -> OARSharedEncoderTrainer:
     """All organs are drawn and their boxes stay where they are."""
-    return make(shared.entered(monkeypatch, tmp_path), organs_per_iteration=None, jitter_vox=[0, 0, 0])
+    return make(shared.entered(monkeypatch, tmp_path), organs_per_iteration=None, jitter_vox=[0, 0, 0], grow_attempts=0)
 
 
 def make(workspace, **section) -> OARSharedEncoderTrainer:
@@ -107,7 +107,7 @@ def test_what_is_not_annotated_is_never_looked_at(trainer):
 
 
 def test_boxes_in_training_are_moved_and_as_many_as_the_plans_say(shared, monkeypatch, tmp_path):
-    trainer = make(shared.entered(monkeypatch, tmp_path), organs_per_iteration=1, jitter_vox=[2, 4, 4])
+    trainer = make(shared.entered(monkeypatch, tmp_path), organs_per_iteration=1, jitter_vox=[2, 4, 4], grow_attempts=0)
     drawn = [boxes(trainer, "truth", rng=np.random.default_rng(seed)) for seed in range(20)]
     assert all(len(of_draw) == 1 for of_draw in drawn) and {label for of_draw in drawn for label in of_draw} == {1, 2}
     assert len({str(of_draw) for of_draw in drawn}) > 4
@@ -122,6 +122,25 @@ def test_moved_sides_always_leave_some_of_the_box():
         moved = _moved_sides(box, (1, 4, 4), rng)
         assert all(a < d and c < b for a, b, c, d in zip(moved.start, moved.stop, box.start, box.stop, strict=True))
         assert np.abs(np.subtract(moved.start, box.start)).max() <= 4
+
+
+def test_where_prediction_grows_boxes_half_of_those_in_training_are_larger(shared, monkeypatch, tmp_path):
+    trainer = make(
+        shared.entered(monkeypatch, tmp_path), organs_per_iteration=None, jitter_vox=[0, 0, 0], grow_attempts=2
+    )
+    step = trainer.plan.total_stride
+    tight = {1: trainer.network.fine_box(LIVER, SHAPE), 2: trainer.network.fine_box(SPLEEN, SHAPE)}
+    larger, sizes = 0, set()
+    for seed in range(60):
+        for source in ("truth", "coarse"):
+            drawn = boxes(trainer, source, rng=np.random.default_rng(seed), found=[(1, LIVER)])
+            for label, box in tight.items():
+                wanted = trainer.network.snapped(box.grow(step).within(SHAPE), SHAPE)
+                assert drawn[label].contains(box) and wanted.contains(drawn[label])
+            larger += drawn[2] != tight[2]
+            sizes.add(drawn[2])
+    # a box that snaps to the same deepest voxels, or lies at the border, is not larger
+    assert 12 < larger < 84 and len(sizes) > 3
 
 
 def test_organs_that_a_sample_leaves_out_and_its_background_have_no_gradient(trainer):
@@ -142,6 +161,19 @@ def test_without_recalibration_what_is_left_out_is_background(shared, monkeypatc
     trainer = make(shared.entered(monkeypatch, tmp_path), recalibration=False)
     out, loss, target, annotated = trainer._coarse(batch(trainer, (True, False, True, True, True)))
     assert not (target == 2).any() and (target == 1).any() and annotated.all()
+
+
+@pytest.mark.parametrize("each_map", [False, True])
+def test_a_map_that_has_died_learns_again_where_each_has_a_loss(shared, monkeypatch, tmp_path, each_map):
+    """The mean of a dead sigmoid and two others has no gradient for it, and two of three may never pass the threshold."""
+    trainer = make(shared.entered(monkeypatch, tmp_path), each_map=each_map)
+    dead = trainer.network.coarse_head.seg_layers[1]
+    with torch.no_grad():
+        dead.bias[1:] = -25.0
+    _, loss, _, _ = trainer._coarse(batch(trainer))
+    loss.backward()
+    gradient = dead.bias.grad[1:].abs()
+    assert (gradient > 1e-5).all() if each_map else (gradient < 1e-8).all()
 
 
 def test_the_phases_decide_what_is_trained(trainer):
