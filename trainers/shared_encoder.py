@@ -97,17 +97,22 @@ class OARSharedEncoderTrainer(OARTrainer):
         phase = self.plan.phase(self.current_epoch)
         if phase.start == self.current_epoch:
             self.print_to_log_file(f"From this epoch on, training is of {phase}")
-        if self._decoders_begin:
-            # a checkpoint of the coarse phase cannot predict, however well it scored
+        if self._scores_begin:
+            # a checkpoint of the coarse phase cannot predict, however well it scored; boxes of the truth are easier than found ones
             self._best_ema = None
         # -pretrained_weights may have brought a value of its own
         self.network.decoders_trained.fill_(phase.fine)
 
     @property
-    def _decoders_begin(self) -> bool:
-        """Whether this epoch is the first that trains the decoders."""
+    def _scores_begin(self) -> bool:
+        """Whether the pseudo Dice of this epoch is of something else than that of the one before."""
         epoch = self.current_epoch
-        return self.plan.phase(epoch).fine and not (epoch and self.plan.phase(epoch - 1).fine)
+        before, now = (self.plan.phase(max(0, of)) for of in (epoch - 1, epoch))
+        return now.fine and (not epoch or (now.fine, now.boxes) != (before.fine, before.boxes))
+
+    @property
+    def _boxes(self) -> str:
+        return self.plan.phase(self.current_epoch).boxes
 
     def train_step(self, batch: dict) -> dict:
         out, loss, target, annotated = self._coarse(batch)
@@ -173,8 +178,9 @@ class OARSharedEncoderTrainer(OARTrainer):
         return {label: box for label, box in boxes.items() if box is not None and annotated[0, label - 1]}
 
     def validation_step(self, batch: dict) -> dict:
-        """Pseudo Dice of the decoders in the boxes of the truth, of the coarse segmentation while they are not trained; how many
-        organs lie in the box that the coarse branch would give their decoder."""
+        """Pseudo Dice of the decoders in the boxes of the phase, of the coarse segmentation while they are not trained; how many
+        organs lie in the box that the coarse branch would give their decoder. In boxes of the coarse branch, an organ that it does
+        not find is missed."""
         out, loss, target, annotated = self._coarse(batch)
         shape = tuple(target.shape[2:])
         found = self.network.find_organs(out["coarse"], shape)
@@ -186,7 +192,10 @@ class OARSharedEncoderTrainer(OARTrainer):
             logits = torch.full((1, len(self.plan.organs) + 1, *shape), self.plan.floor, device=self.device)
             logits[:, 0] = 0
             losses = []
-            for label, box in truth.items():
+            looked_at = found if self._boxes == "coarse" else truth
+            for label, box in looked_at.items():
+                if not annotated[0, label - 1]:
+                    continue
                 box = self.network.fine_box(box, shape)
                 organ, of_organ = self._fine(out["features"], label, box, target)
                 logits[(slice(None), label, *box.slices)] = organ[:, 0]
@@ -205,12 +214,13 @@ class OARSharedEncoderTrainer(OARTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
-        if self._decoders_begin:
-            # the running mean starts anew, too: the coarse segmentation's scores say nothing of the decoders
+        if self._scores_begin:
+            # the running mean starts anew, too: scores of something else say nothing of these
             mean = self.logger.get_value("mean_fg_dice", step=None)[-1]
             self.logger.log("ema_fg_dice", mean, self.current_epoch)
         inside, organs = (sum(output[key] for output in val_outputs) for key in ("organs_in_box", "organs"))
-        what = "decoders in boxes of the truth" if self.network.decoders_trained else "coarse branch"
+        where = "of the truth" if self._boxes == "truth" else "that it finds"
+        what = f"decoders in boxes {where}" if self.network.decoders_trained else "coarse branch"
         self.print_to_log_file(
             f"Coarse branch: box recall {inside / max(1, organs):.4f} of {organs} organs; the pseudo dice is that of the {what}"
         )

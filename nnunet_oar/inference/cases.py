@@ -289,6 +289,8 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
         "boxes": [
             {name: [list(box.start), list(box.stop)] for name, box in boxes.items()} for boxes in prediction.boxes
         ],
+        # not those of the file
+        "boxes_are_in": {"axes": prediction.axes, "spacing_mm": list(predictor.model.configuration["spacing"])},
         "seconds": {step: _rounded(seconds) for step, seconds in prediction.seconds.items()},
         **made_with(predictor),
         "device": str(predictor.device),

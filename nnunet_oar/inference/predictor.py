@@ -42,7 +42,8 @@ class Prediction:
 
     organs: of each organ that was found `voxels`, `ml`, `mean_hu`, `extent_mm` and `extent_vox` (of the working spacing; both
     along the model's axes) and `box` (in voxels of the image turned to these). boxes: of each fold, what the network cut out, in
-    voxels of the working spacing. agreement: organ -> the least Dice of a single fold with the result; None for one fold.
+    voxels of the working spacing; axes: the letters towards which the model's axes, and so those of the boxes, grow. agreement:
+    organ -> the least Dice of a single fold with the result; None for one fold.
     probabilities: (K, Z, Y, X) float16 in the image's axis order, where asked for.
     """
 
@@ -52,6 +53,7 @@ class Prediction:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     boxes: list[dict[str, Box]] = field(default_factory=list)
+    axes: str = ""
     postprocessed: dict[str, dict[str, int]] = field(default_factory=dict)
     agreement: dict[str, float] | None = None
     probabilities: np.ndarray | None = None
@@ -119,7 +121,7 @@ class OARPredictor:
         plan, organs = self.plan, len(self.plan.organs)
         labels = np.zeros(image.array.shape[1:], np.uint8 if organs < 256 else np.uint16)
         result = Prediction(image, labels, warnings=list(image.remarks))
-        letters = self._letters(image, result)
+        letters = result.axes = self._letters(image, result)
         array, labels = (turned(of, image.orientation, letters) for of in (image.array, result.labels))
         spacing_mm = [image.spacing_mm[axis] for axis in turned_axes(image.orientation, letters)]
         odds = None

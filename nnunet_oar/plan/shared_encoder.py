@@ -95,6 +95,11 @@ class SharedEncoderPlan(OARPlan):
                 f"plans, section {SECTION!r}: strides, convolutions and dilations are {plain(self.strides)}, "
                 f"{plain(self.convolutions)} and {plain(self.dilations)}; each needs one entry per block, for 3 blocks at least"
             )
+        if any(size < step for size, step in zip(self.crop_shape, self.total_stride, strict=True)):
+            raise ValueError(
+                f"plans, section {SECTION!r}: crop_shape is {plain(self.crop_shape)}, less than a deepest voxel, which spans "
+                f"{plain(self.total_stride)}"
+            )
 
     def phase(self, epoch: int) -> SharedPhase:
         return phase_of(self.phases, epoch)

@@ -270,7 +270,7 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
     content = json.loads((tmp_path / "out" / "one.json").read_text())
     assert set(content) == {
         "case", "input", "series", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement",
-        "boxes", "seconds", "model", "options", "device", "precision", "threads", "versions",
+        "boxes", "boxes_are_in", "seconds", "model", "options", "device", "precision", "threads", "versions",
     }  # fmt: skip
     assert content["case"] == "one" and content["input"] == ["one_0000.nii.gz"] and content["device"] == "cpu"
     assert content["shape"] == [9, 12, 14] and content["spacing_mm"] == [3, 2, 2]
@@ -293,6 +293,7 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
         for fold in "01"
     }
     assert set(content["seconds"]) >= {"read", "networks", "labels", "write"} and len(content["boxes"]) == 2
+    assert len(content["boxes_are_in"]["axes"]) == 3 and len(content["boxes_are_in"]["spacing_mm"]) == 3
     # nothing that names folders or people beyond the file
     assert str(tmp_path) not in (tmp_path / "out" / "one.json").read_text()
 
