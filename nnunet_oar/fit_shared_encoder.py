@@ -85,7 +85,7 @@ class _Memory:
                 boxes.append(float(np.prod(np.minimum(size_mm / image_mm, 1))))
         boxes = sorted(boxes, reverse=True)[: plan.organs_per_iteration]
         # bytes grow linearly between the shares at which a decoder sees its whole box
-        shares = np.unique([0.0, *boxes, LEAST_SHARE, 1.0])
+        shares = np.unique([0.0, *boxes, 1.0])
         decoders = np.minimum(shares[:, None], boxes).sum(1)
         per_feature = ENCODER_BYTES_PER_VOXEL_AND_FEATURE * shares + DECODER_BYTES_PER_VOXEL_AND_FEATURE * decoders
         return cls(shares, per_feature * plan.features)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from nnunet_oar.components import Region
-from nnunet_oar.plan import SECTION
+from nnunet_oar.plan import SECTION, HeatmapPlan, SharedEncoderPlan
 from nnunet_oar.roi import Box
 
 # of each organ's map: how many regions are looked at, and the least one, in voxels of the largest
@@ -37,21 +37,17 @@ def choose_sides(
     return (low[0], None) if low[0].voxels >= high[0].voxels else (None, high[0])
 
 
-def refuse_contradicted_pairs(
-    pairs: Sequence[tuple[int, int]],
-    axis: int | None,
-    organs: Sequence[str],
-    cases: Mapping[str, Mapping[int, Box]],
-) -> None:
+def refuse_contradicted_pairs(plan: HeatmapPlan | SharedEncoderPlan, cases: Mapping[str, Mapping[int, Box]]) -> None:
     """Pairs in another order than the organs' would exchange left and right in every result.
 
-    organs: names; cases: of each training case, label -> box. Raises ValueError for a case in which the first organ of a pair lies
-    beyond the second one.
+    cases: of each training case, label -> box. Raises ValueError for a case in which the first organ of a pair lies beyond the
+    second one.
     """
+    axis = plan.left_right_axis
     for case, of_case in cases.items():
-        for pair in pairs:
+        for pair in plan.low_high_pairs:
             if set(pair) <= set(of_case) and of_case[pair[0]].centre[axis] > of_case[pair[1]].centre[axis]:
-                low, high = (organs[label - 1] for label in pair)
+                low, high = (plan.organs[label - 1] for label in pair)
                 raise ValueError(
                     f"plans, section {SECTION!r}: low_high_pairs has {list(pair)}, but in training case {case} {low} lies "
                     f"beyond {high}; turn the pair round, leave it out, or correct the case's labels"

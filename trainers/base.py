@@ -34,6 +34,7 @@ from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas
 from nnunet_oar.losses.labels import unannotated_to_background
 from nnunet_oar.losses.recalibration import never_raised
 from nnunet_oar.plan import SECTION, OARPlan
+from nnunet_oar.roi import Box
 from nnunet_oar.sides import describe_sides, side_pairs
 from nnunet_oar.version import __version__
 
@@ -103,6 +104,11 @@ class OARTrainer(nnUNetTrainer):
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
         """Called once with the training cases of the fold, after prepare_data: what the network keeps of them in its buffers."""
+
+    def annotated_organs(self, case: str, organs: Mapping[int, Box]) -> dict[int, Box]:
+        """Of the organs that a case of that name holds, label -> box, those that it annotates."""
+        annotated = self.annotations.labels(case)
+        return {label: box for label, box in organs.items() if label in annotated}
 
     def tell_missing(self, held: Collection[int]) -> None:
         """Say which organs are none of the labels that training cases annotate and hold."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_oar.annotations import organ_labels
-from nnunet_oar.data.heatmap_loader import HeatmapCache, HeatmapCase, HeatmapLoader
+from nnunet_oar.data.heatmap_loader import HeatmapCache, HeatmapLoader
 from nnunet_oar.fit import Budget, DatasetFacts
 from nnunet_oar.fit_heatmap import fit_heatmap_cascade
 from nnunet_oar.heatmaps import gaussian_heatmaps
@@ -57,15 +57,10 @@ class OARHeatmapCascadeTrainer(OARTrainer):
         self.cache = HeatmapCache(dataset, self.plan, list(organ_labels(self.dataset_json).values()))
         self.cache.build(dataset.identifiers)
 
-    def organs_of(self, name: str, case: HeatmapCase) -> dict[int, Box]:
-        """Label -> box of the organs that the case of that name annotates and holds."""
-        annotated = self.annotations.labels(name)
-        return {label: box for label, box in case.organs.items() if label in annotated}
-
     def learn_from_cases(self, cases: Sequence[str]) -> None:
         # -pretrained_weights may have brought those of another data set
         self.network.reset_buffers()
-        organs = {case: self.organs_of(case, self.cache.read(case)) for case in cases}
+        organs = {case: self.annotated_organs(case, self.cache.read(case).organs) for case in cases}
         sizes: dict[int, list] = {}
         for of_case in organs.values():
             for label, box in of_case.items():
@@ -74,8 +69,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
             mean = np.mean(of_organ, axis=0) * self.plan.spacing_mm
             self.network.organ_size_mm[label - 1] = torch.from_numpy(mean)
         self.tell_missing(sizes)
-        plan = self.plan
-        refuse_contradicted_pairs(plan.low_high_pairs, plan.left_right_axis, plan.organs, organs)
+        refuse_contradicted_pairs(self.plan, organs)
 
     def make_loader(self, dataset, cases: Sequence[str], **options) -> HeatmapLoader:
         return super().make_loader(dataset, cases, size_mm=self.network.organ_size_mm.cpu().numpy(), **options)
@@ -182,7 +176,7 @@ class OARHeatmapCascadeTrainer(OARTrainer):
                 case = self.cache.read(name)
                 coarse = torch.from_numpy(case.image).float()[None].to(self.device)
                 centres = network.localise(coarse, case.shape)
-                for label, box in self.organs_of(name, case).items():
+                for label, box in self.annotated_organs(name, case.organs).items():
                     present[label] += 1
                     centre = centres[label - 1]
                     if centre is None:

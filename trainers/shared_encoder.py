@@ -64,13 +64,10 @@ class OARSharedEncoderTrainer(OARTrainer):
                 self.print_to_log_file(f"In {count} of {len(cases)} cases {what}")
 
     def learn_from_cases(self, cases: Sequence[str]) -> None:
-        plan, organs = self.plan, {}
-        for case in cases:
-            annotated = self.annotations.labels(case)
-            organs[case] = {label: box for label, box in self.cache.read(case).organs.items() if label in annotated}
-        refuse_contradicted_pairs(plan.low_high_pairs, plan.left_right_axis, plan.organs, organs)
+        organs = {case: self.annotated_organs(case, self.cache.read(case).organs) for case in cases}
+        refuse_contradicted_pairs(self.plan, organs)
         held = {label for of_case in organs.values() for label in of_case}
-        for label in range(1, len(plan.organs) + 1):
+        for label in range(1, len(self.plan.organs) + 1):
             self.network.organ_known[label - 1] = label in held
         self.tell_missing(held)
 
@@ -106,9 +103,11 @@ class OARSharedEncoderTrainer(OARTrainer):
     @property
     def _scores_begin(self) -> bool:
         """Whether the pseudo Dice of this epoch is of something else than that of the one before."""
-        epoch = self.current_epoch
-        before, now = (self.plan.phase(max(0, of)) for of in (epoch - 1, epoch))
-        return now.fine and (not epoch or (now.fine, now.boxes) != (before.fine, before.boxes))
+        epoch, now = self.current_epoch, self.plan.phase(self.current_epoch)
+        if not epoch:
+            return now.fine
+        before = self.plan.phase(epoch - 1)
+        return now.fine and (now.fine, now.boxes) != (before.fine, before.boxes)
 
     @property
     def _boxes(self) -> str:

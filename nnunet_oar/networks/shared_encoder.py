@@ -185,16 +185,18 @@ class SharedEncoderNet(VolumeNetwork):
         plan = self.plan
         masks = (coarse[0] > plan.threshold).cpu().numpy()
         known = [index + 1 for index in self.organ_known.nonzero()[:, 0].tolist()]
-        found = {label: Box.from_mask(drop_small(masks[label], plan.component_fraction)) for label in known}
-        for pair in plan.low_high_pairs:
-            if set(pair) <= set(known):
-                low, high = ([Region.of(part) for part in split_instances(masks[x], MOST_REGIONS)] for x in pair)
-                axis = plan.left_right_axis
-                # half a length of the shorter one: one map may show the other organ, too, in one piece with its own
-                apart = min((region.box.shape[axis] for region in low[:1] + high[:1]), default=0) / 2
-                chosen = choose_sides(low, high, axis, apart)
-                found |= {label: region and region.box for label, region in zip(pair, chosen, strict=True)}
-        return {label: box.rescaled(masks.shape[1:], shape) for label, box in found.items() if box is not None}
+        pairs = [pair for pair in plan.low_high_pairs if set(pair) <= set(known)]
+        alone = set(known).difference(*pairs)
+        found = {label: Box.from_mask(drop_small(masks[label], plan.component_fraction)) for label in alone}
+        for pair in pairs:
+            low, high = ([Region.of(part) for part in split_instances(masks[x], MOST_REGIONS)] for x in pair)
+            axis = plan.left_right_axis
+            # half a length of the shorter one: one map may show the other organ, too, in one piece with its own
+            apart = min((region.box.shape[axis] for region in low[:1] + high[:1]), default=0) / 2
+            chosen = choose_sides(low, high, axis, apart)
+            found |= {label: region and region.box for label, region in zip(pair, chosen, strict=True)}
+        boxes = {label: found[label] for label in known}
+        return {label: box.rescaled(masks.shape[1:], shape) for label, box in boxes.items() if box is not None}
 
     def fine_box(self, around: Box, shape: Sequence[int]) -> Box:
         """The box that an organ's decoder sees: `around` + margin, snapped, on the encoder's grid of `shape` (padded)."""
