@@ -9,27 +9,41 @@ import torch
 from nnunet_oar.losses import HardVoxelDiceLoss
 
 
-def reference(p: np.ndarray, g: np.ndarray, hard: float, cross_entropy: float) -> float:
+def reference(p: np.ndarray, g: np.ndarray, hard: float) -> tuple[float, float]:
+    """Dice loss and cross-entropy."""
     overlap = size = ce = 0.0
     for a, b in zip(p.ravel(), g.ravel(), strict=True):
         w = 1 + hard * abs(a - b)
         overlap, size = overlap + w * a * b, size + w * (a + b)
         ce -= w * (b * math.log(a) + (1 - b) * math.log(1 - a))
-    return 1 - (2 * overlap + 1) / (size + 1) + cross_entropy * ce / p.size
+    return 1 - 2 * overlap / size, ce / p.size
 
 
 @pytest.mark.parametrize(("hard", "cross_entropy"), [(0, 0), (1, 0), (2.5, 1), (0, 0.5)])
 def test_against_a_loop_over_voxels(hard, cross_entropy):
     rng = np.random.default_rng(0)
     p, g = rng.uniform(0.01, 0.99, (2, 3, 4, 5, 2)), rng.integers(0, 2, (2, 3, 4, 5, 2))
+    # absent: its Dice does not count
+    g[0, 2] = 0
     annotated = np.array([[True, False, True], [False, False, True]])
-    each = np.array([[reference(p[b, c], g[b, c], hard, cross_entropy) for c in range(3)] for b in range(2)])
+    each = [[reference(p[b, c], g[b, c], hard) for c in range(3)] for b in range(2)]
+    dice, ce = np.moveaxis(each, 2, 0)
+    there = np.array([[True, True, False], [True, True, True]])
     loss = HardVoxelDiceLoss(hard, cross_entropy)
-    assert float(loss(torch.tensor(p), torch.tensor(g))) == pytest.approx(each.mean(), rel=1e-9)
-    assert float(loss(torch.tensor(p), torch.tensor(g), torch.tensor(annotated))) == pytest.approx(
-        each[annotated].mean(), rel=1e-9
-    )
-    assert float(loss(torch.tensor(p).float(), torch.tensor(g))) == pytest.approx(each.mean(), rel=1e-4)
+    wanted = dice[there].mean() + cross_entropy * ce.mean()
+    assert float(loss(torch.tensor(p), torch.tensor(g))) == pytest.approx(wanted, rel=1e-9)
+    assert float(loss(torch.tensor(p).float(), torch.tensor(g))) == pytest.approx(wanted, rel=1e-4)
+    wanted = dice[annotated & there].mean() + cross_entropy * ce[annotated].mean()
+    assert float(loss(torch.tensor(p), torch.tensor(g), torch.tensor(annotated))) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_samples_without_the_organ_do_not_extinguish_its_map():
+    logits = torch.full((1, 1, 8, 8, 8), -6.0, requires_grad=True)
+    HardVoxelDiceLoss(1.0)(logits.sigmoid(), torch.zeros(1, 1, 8, 8, 8)).backward()
+    assert not logits.grad.any()
+    # the cross-entropy is what lowers it, in proportion to what is there
+    HardVoxelDiceLoss(0.0, 1.0)(logits.sigmoid(), torch.zeros(1, 1, 8, 8, 8)).backward()
+    assert torch.allclose(logits.grad, logits.detach().sigmoid() / 8**3, rtol=1e-4)
 
 
 def test_voxels_that_are_wrong_pull_harder_and_weights_are_constants():
@@ -43,7 +57,7 @@ def test_voxels_that_are_wrong_pull_harder_and_weights_are_constants():
     assert b[1] / b[0] > 1.5 and b[3] / b[2] > 1.5
     # w constant: the derivative of the quotient by hand
     w = 1 + 3 * (p - g).abs()
-    n, d = 2 * (w * p * g).sum() + 1, (w * (p + g)).sum() + 1
+    n, d = 2 * (w * p * g).sum(), (w * (p + g)).sum()
     assert torch.allclose(hard.grad, -(2 * w * g * d - n * w) / d**2, atol=1e-6)
 
 
@@ -63,7 +77,7 @@ def test_nothing_annotated_absent_and_certain():
 def test_half_precision_is_summed_in_float32():
     p = torch.full((1, 1, 64, 64, 64), 0.5, dtype=torch.bfloat16)
     loss = HardVoxelDiceLoss(0.0)(p, torch.ones_like(p))
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1 - 1 / 1.5, abs=1e-4)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1 / 3, abs=1e-4)
 
 
 def test_shapes_that_do_not_fit():
