@@ -51,7 +51,8 @@ STOCK = {
 WITHOUT_HARD_VOXELS = "OARSharedEncoderTrainer-plain"
 VARIANTS = {WITHOUT_HARD_VOXELS: (SHARED, {"hard_voxel_weight": 0.0})}
 EPOCHS = 10
-PROBE_ITERATIONS = 16
+# of a training that is timed before; fewer where they see more voxels than this
+PROBE_ITERATIONS, PROBE_VOXELS = 16, 8e6
 # trained on the cases that annotate everything alone: what the others lack is background to stock nnU-Net
 COMPLETE = "-complete"
 TABLE = ("dice", "surface_dice", "hd95_mm")
@@ -120,7 +121,9 @@ class Method:
         return self.data.train_by_plans("nnUNetTrainer_timed", key)
 
     def seconds_per_iteration(self) -> float:
-        epochs, iterations, changes = 1, PROBE_ITERATIONS, {}
+        # one that is not timed, two that are
+        epochs, changes = 1, {}
+        iterations = max(3, min(PROBE_ITERATIONS, int(PROBE_VOXELS / max(1, self.voxels_per_update))))
         phases = None if self.is_stock else self.configuration[SECTION].get("phases")
         if phases:
             # some of each, as they share the training, which takes more to warm up; an untrained coarse branch would find organs
@@ -140,11 +143,12 @@ class Method:
         shape = section.get("fine_shape") or section.get("crop_shape") or (5, *section.get("slice_shape", (0, 0)))
         return int(np.prod(shape)) * section["batch_size"]
 
-    def predictors(self, model: Path, images: Path, output: Path) -> dict[str, str]:
+    def predictors(self, model: Path, images: Path, output: Path, mirroring: bool) -> dict[str, str]:
         """Name -> command."""
         stock = stock_prediction(model, images, output / "stock")
         if self.is_stock:
-            return {"stock": stock, "plain": f"{stock_prediction(model, images, output / 'plain')} --disable_tta"}
+            plain = f"{stock_prediction(model, images, output / 'plain')} --disable_tta"
+            return {"stock": stock, "plain": plain} if mirroring else {"plain": plain}
         ours = f"nnunet_oar predict -i {images} -o {output}/ours -m {model} -f 0 -device {best_device()} --disable_progress_bar"
         return {"stock": stock, "ours": ours}
 
@@ -158,9 +162,12 @@ def times_of(model: Path) -> dict[str, float]:
 
 
 def seconds_per_iteration(data: Data, names: Sequence[str], memory_gb: float) -> dict[str, float]:
-    """Name -> seconds, each measured once; a variant differs in what it learns and not in what it costs."""
+    """Name -> seconds, each measured once; a variant differs in what it learns and not in what it costs, as do other cases."""
     file = data.preprocessed / f"seconds-per-iteration-{memory_gb:g}GB.json"
-    seconds, trainers = load_results(file), {name: VARIANTS.get(name, (name,))[0] for name in names}
+    seconds, trainers = (
+        load_results(file),
+        {name: VARIANTS.get(name, (name,))[0].removesuffix(COMPLETE) for name in names},
+    )
     for trainer in trainers.values():
         if trainer not in seconds:
             seconds[trainer] = Method(data, trainer, memory_gb).seconds_per_iteration()
@@ -168,8 +175,9 @@ def seconds_per_iteration(data: Data, names: Sequence[str], memory_gb: float) ->
     return {name: seconds[trainer] for name, trainer in trainers.items()}
 
 
-def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, seconds: float) -> dict:
-    """One method: training of as many iterations as the minutes hold, predictions, scores. seconds: an iteration's."""
+def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, seconds: float, mirroring: bool) -> dict:
+    """One method: training of as many iterations as the minutes hold, predictions, scores. seconds: an iteration's; mirroring:
+    whether stock nnU-Net predicts with it, too."""
     # nnU-Net reads its folders and finds our trainers by variables that are set by now
     from localiser_scores import score_localiser
 
@@ -187,7 +195,7 @@ def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, seco
     }
     output = data.predictions(key)
     shutil.rmtree(output, ignore_errors=True)
-    for predictor, command in method.predictors(model, data.raw / "imagesTs", output).items():
+    for predictor, command in method.predictors(model, data.raw / "imagesTs", output, mirroring).items():
         lines, memory = data.pipeline.timed(f"{key}-{predictor}", command)
         task = Task.of(output / predictor, data.raw / "labelsTs", data.raw / "dataset.json", {})
         result["predictions"][predictor] = {
@@ -258,6 +266,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument("--minutes", type=float, default=5, help="time for the updates of one training")
     parser.add_argument("-gpu_memory_target", type=float, default=0.3, help="GB, for our planners")
+    parser.add_argument("--disable_tta", action="store_true", help="stock nnU-Net predicts without mirroring alone")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     args = parser.parse_args()
     name, make, methods = DATA[args.data]
@@ -281,7 +290,7 @@ def main() -> int:
     missing = {key: of for key, of in wanted.items() if key not in results}
     seconds = seconds_per_iteration(data, [name for name, _ in missing.values()], args.gpu_memory_target)
     for key, (name, seed) in missing.items():
-        results[key] = run(data, name, seed, args.minutes, args.gpu_memory_target, seconds[name])
+        results[key] = run(data, name, seed, args.minutes, args.gpu_memory_target, seconds[name], not args.disable_tta)
         save_results(file, results)
     print_table(data, results)
     return 0

@@ -17,8 +17,9 @@ from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 EPOCHS, ITERATIONS, VALIDATION_ITERATIONS = "OAR_BENCHMARK_EPOCHS", "OAR_BENCHMARK_ITERATIONS", 2
-# steps that are not timed: kernels are chosen, networks compiled, and batches are there that were made before
-WARM_UP = 4
+# steps that are not timed: kernels are chosen, networks compiled, and batches are there that were made before; one that takes
+# longer than SLOW_SECONDS is enough
+WARM_UP, SLOW_SECONDS = 4, 10.0
 
 
 class WaitingFor:
@@ -43,10 +44,12 @@ class Timed:
     def train_step(self, batch: dict) -> dict:
         start = time.perf_counter()
         output = super().train_step(batch)
+        seconds = time.perf_counter() - start
         if self.warm_up:
-            self.warm_up, self.dataloader_train.seconds = self.warm_up - 1, 0.0
+            self.warm_up = 0 if seconds > SLOW_SECONDS else self.warm_up - 1
+            self.dataloader_train.seconds = 0.0
         else:
-            self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + time.perf_counter() - start
+            self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + seconds
         return output
 
     def on_train_end(self):
