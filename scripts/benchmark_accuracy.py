@@ -52,7 +52,7 @@ WITHOUT_HARD_VOXELS = "OARSharedEncoderTrainer-plain"
 VARIANTS = {WITHOUT_HARD_VOXELS: (SHARED, {"hard_voxel_weight": 0.0})}
 EPOCHS = 10
 # of a training that is timed before; fewer where they see more voxels than this
-PROBE_ITERATIONS, PROBE_VOXELS = 16, 8e6
+PROBE_ITERATIONS, PROBE_VOXELS = 40, 16e6
 # trained on the cases that annotate everything alone: what the others lack is background to stock nnU-Net
 COMPLETE = "-complete"
 TABLE = ("dice", "surface_dice", "hd95_mm")
@@ -128,7 +128,7 @@ class Method:
         if phases:
             # some of each, as they share the training, which takes more to warm up; an untrained coarse branch would find organs
             # everywhere
-            epochs, iterations = EPOCHS, PROBE_ITERATIONS // 2
+            epochs, iterations = EPOCHS, PROBE_ITERATIONS // 4
             changes = {"phases": [{key: value for key, value in phase.items() if key != "boxes"} for phase in phases]}
         times = times_of(self.train(f"probe-{self.name}", 1, epochs, iterations, changes))
         return (times["seconds in steps"] + times["seconds of waiting"]) / times["steps"]

@@ -139,14 +139,16 @@ class OARSharedEncoderTrainer(OARTrainer):
         one_hot = torch.cat([coarse_target == label for label in range(len(self.plan.organs) + 1)], 1)
         # the background of a sample that leaves an organ out is not known
         known = torch.cat((annotated.all(1, keepdim=True), annotated), 1)
-        maps = [out["coarse"], *(out["coarse_maps"] if self.plan.each_map else ())]
-        loss = torch.stack([self.loss["coarse"](of_block, one_hot, known) for of_block in maps]).mean()
+        losses = [self.loss["coarse"](out["coarse"], one_hot, known)]
+        if self.plan.each_map:
+            losses += [self.loss["coarse"].of_logits(of_block, one_hot, known) for of_block in out["coarse_maps"]]
+        loss = torch.stack(losses).mean()
         return out, loss, target, annotated
 
     def _fine(self, features: Sequence[Tensor], label: int, box: Box, target: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of one organ in its box, and their loss."""
         logits = self.network.decode(features, label, box)
-        return logits, self.loss["fine"](logits.sigmoid(), target[(..., *box.slices)] == label)
+        return logits, self.loss["fine"].of_logits(logits, target[(..., *box.slices)] == label)
 
     def _drawn_boxes(
         self,
@@ -159,6 +161,7 @@ class OARSharedEncoderTrainer(OARTrainer):
         """Where the decoders look in training: label -> box on a grid of `shape`, of some of the organs that the sample annotates
         and holds (`truth`), or that the coarse branch finds (`found`), whose boxes come first."""
         plan = self.plan
+        found = {label: box for label, box in found.items() if not self._too_large(label, box)}
         labels = [label for label in sorted(truth.keys() | found.keys()) if annotated[0, label - 1]]
         count = min(len(labels), plan.organs_per_iteration or len(labels))
         labels = sorted(rng.choice(labels, count, replace=False).tolist()) if labels else []
@@ -171,6 +174,16 @@ class OARSharedEncoderTrainer(OARTrainer):
                 box = _grown_at_random(box, plan.total_stride, rng)
             boxes[label] = self.network.fine_box(box, shape)
         return boxes
+
+    def _too_large(self, label: int, box: Box) -> bool:
+        """Whether the box is larger than any that training draws about this organ's truth: a coarse branch that is lost may find an
+        organ everywhere, for which a step's memory was not planned."""
+        plan = self.plan
+        extent = plan.organ_extent_vox.get(plan.organs[label - 1])
+        if extent is None:
+            return False
+        most = np.ceil(np.multiply(extent[1], plan.spacing_mm) / plan.grid_spacing_mm)
+        return bool((box.shape > most + 2 * np.add(plan.jitter_vox, plan.total_stride)).any())
 
     def _true_boxes(self, target: Tensor, annotated: Tensor) -> dict[int, Box]:
         boxes = {label: Box.from_mask(target[0, 0] == label) for label in range(1, len(self.plan.organs) + 1)}
@@ -214,9 +227,11 @@ class OARSharedEncoderTrainer(OARTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         super().on_validation_epoch_end(val_outputs)
         if self._scores_begin:
-            # the running mean starts anew, too: scores of something else say nothing of these
-            mean = self.logger.get_value("mean_fg_dice", step=None)[-1]
-            self.logger.log("ema_fg_dice", mean, self.current_epoch)
+            # the running mean starts anew, too: scores of something else say nothing of these. nnU-Net's logger takes a second
+            # log of an epoch for a mistake and says so: its list is changed instead
+            dice = self.logger.get_value("dice_per_class_or_region", step=None)[-1]
+            mean = np.nanmean(dice) if np.isfinite(dice).any() else 0.0
+            self.logger.get_value("ema_fg_dice", step=None)[-1] = mean
         inside, organs = (sum(output[key] for output in val_outputs) for key in ("organs_in_box", "organs"))
         where = "of the truth" if self._boxes == "truth" else "that it finds"
         what = f"decoders in boxes {where}" if self.network.decoders_trained else "coarse branch"

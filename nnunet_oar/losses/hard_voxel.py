@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # a probability of exactly 0 or 1 costs 28 and not infinitely much
@@ -12,11 +14,15 @@ class HardVoxelDiceLoss(nn.Module):
     """1 - 2 sum(w p g) / (sum(w p) + sum(w g)) per sample and channel, mean over those that are annotated and hold the organ.
 
     The paper exerts "higher weights to these error-prone voxels" without a formula. Ours: w = 1 + hard_weight * |p - g|, a constant
-    for the gradient. hard_weight 0 is the plain Dice loss of section 2.2.1. An organ that is absent has no gradient in it, as
-    printed: a term that lowers p there, such as a voxel added above and below the fraction, pulls hardest on maps that are nearly 0
-    everywhere, and parts of CTs that lack a small organ would extinguish its map before those that hold it can raise it.
+    for the gradient. hard_weight 0 is the plain Dice loss of section 2.2.1.
+
     cross_entropy_weight: of the mean binary cross-entropy, weighted by w likewise, that is added, of all that are annotated; 0 is
     the paper's loss.
+
+    As printed, an organ that is absent has no gradient, which does no harm where each CT is seen whole and holds all organs. In
+    parts of CTs something must contradict an organ that is invented: the cross-entropy or, without it, the mean of w p, which
+    counts as the organ's loss. A voxel added above and below the fraction, as in `soft_dice`, is not it: it pulls hardest on maps
+    that are nearly 0, and parts without a small organ would extinguish its map before others can raise it.
     """
 
     def __init__(self, hard_weight: float = 1.0, cross_entropy_weight: float = 0.0):
@@ -29,6 +35,13 @@ class HardVoxelDiceLoss(nn.Module):
         probability: (B, C, *spatial), each channel on its own; target: the same shape, 0 or 1; annotated: bool (B, C), None for
         all. Raises ValueError for shapes that do not fit.
         """
+        return self._of(probability, None, target, annotated)
+
+    def of_logits(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
+        """As forward, of the sigmoid of `logits`, whose cross-entropy has a gradient also where the sigmoid rounds to 0 or 1."""
+        return self._of(logits.sigmoid(), logits, target, annotated)
+
+    def _of(self, probability: Tensor, logits: Tensor | None, target: Tensor, annotated: Tensor | None) -> Tensor:
         if probability.shape != target.shape or (annotated is not None and annotated.shape != probability.shape[:2]):
             raise ValueError(
                 f"probability and target must be (B, C, *spatial) and annotated (B, C), got {tuple(probability.shape)}, "
@@ -41,13 +54,17 @@ class HardVoxelDiceLoss(nn.Module):
         overlap = (weight * probability * target).flatten(2).sum(-1)
         # 1 or more where the organ is there
         size = (weight * (probability + target)).flatten(2).sum(-1).clamp_min(1)
-        loss = _mean(1 - 2 * overlap / size, annotated * target.flatten(2).amax(-1))
-        if self.cross_entropy_weight:
+        dice, there = 1 - 2 * overlap / size, target.flatten(2).amax(-1)
+        if not self.cross_entropy_weight:
+            return _mean(torch.where(there > 0, dice, (weight * probability).flatten(2).mean(-1)), annotated)
+        if logits is None:
             # torch's own raises for NaN, which the scaler of float16 must see to leave the step out
             right, wrong = (p.clamp_min(LEAST).log() for p in (probability, 1 - probability))
-            cross_entropy = -weight * (target * right + (1 - target) * wrong)
-            loss = loss + self.cross_entropy_weight * _mean(cross_entropy.flatten(2).mean(-1), annotated)
-        return loss
+        else:
+            right, wrong = F.logsigmoid(logits.to(probability)), F.logsigmoid(-logits.to(probability))
+        cross_entropy = -weight * (target * right + (1 - target) * wrong)
+        mean = _mean(cross_entropy.flatten(2).mean(-1), annotated)
+        return _mean(dice, annotated * there) + self.cross_entropy_weight * mean
 
 
 def _mean(losses: Tensor, counts: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class HeatmapCascadeNetwork(VolumeNetwork):
             report.boxes[organ] = box
             # log-odds against each organ's own background: the highest is the highest probability
             layers.append(Layer.of_box(label, box, (box, logits[0, 1])))
-        report.warn_of_missing(self.organs)
+        report.warn_of_missing(self.organs, self.plan.low_high_pairs)
         return layers
 
     def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:

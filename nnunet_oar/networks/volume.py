@@ -40,12 +40,17 @@ class PredictionReport:
         sys.stdout.flush()
         logger.warning(text)
 
-    def warn_of_missing(self, organs: Sequence[str]) -> None:
-        """Say which of the organs were not found, where each is looked for on its own."""
+    def warn_of_missing(self, organs: Sequence[str], pairs: Sequence[Sequence[int]]) -> None:
+        """Say which of the organs were not found, where each is looked for on its own, and of which of a pair of labels that look
+        alike the side is in doubt because the other one was not found."""
         missing = [organ for organ in organs if organ not in self.localised]
         if missing:
             everything = "; the result is empty" if len(missing) == len(organs) else ""
             self.warn(f"not found, and left out: {', '.join(missing)}{everything}")
+        for pair in pairs:
+            absent, found = sorted((organs[label - 1] for label in pair), key=self.localised.__contains__)
+            if found in self.localised and absent in missing:
+                self.warn(f"{found} was found and {absent}, which looks alike, was not: check that it is {found}")
 
 
 class Volume(ABC):

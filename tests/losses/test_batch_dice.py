@@ -15,7 +15,7 @@ def reference(logits, target, annotated=None):
     annotated = np.ones((batch, classes - 1), bool) if annotated is None else annotated
     terms = []
     for organ in range(1, classes):
-        if not annotated[:, organ - 1].any():
+        if not (target[annotated[:, organ - 1]] == organ).any():
             continue
         overlap = size = 0.0
         for b in range(batch):
@@ -52,6 +52,16 @@ def test_an_organ_in_one_sample_of_many_counts_once():
     target = torch.zeros(4, 1, 1, 4, dtype=torch.long)
     target[3, 0, 0, :] = 1
     assert BatchDiceLoss()(logits, target).item() == pytest.approx(1 - (2 * 2 + 1) / (2 + 4 + 1), abs=1e-6)
+
+
+def test_batches_without_an_organ_do_not_extinguish_it():
+    logits = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 2, (2, 1, 4, 4))
+    BatchDiceLoss()(logits, target).backward()
+    first = logits.detach().requires_grad_()
+    p, g = first.softmax(1)[:, 1], target[:, 0]
+    (1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)).backward()
+    torch.testing.assert_close(logits.grad, first.grad)
 
 
 def test_nothing_annotated_is_zero_with_a_gradient():

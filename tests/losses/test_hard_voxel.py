@@ -23,12 +23,14 @@ def reference(p: np.ndarray, g: np.ndarray, hard: float) -> tuple[float, float]:
 def test_against_a_loop_over_voxels(hard, cross_entropy):
     rng = np.random.default_rng(0)
     p, g = rng.uniform(0.01, 0.99, (2, 3, 4, 5, 2)), rng.integers(0, 2, (2, 3, 4, 5, 2))
-    # absent: its Dice does not count
+    # absent: its Dice does not count where there is cross-entropy, and is the mean of w p where there is none
     g[0, 2] = 0
     annotated = np.array([[True, False, True], [False, False, True]])
     each = [[reference(p[b, c], g[b, c], hard) for c in range(3)] for b in range(2)]
     dice, ce = np.moveaxis(each, 2, 0)
     there = np.array([[True, True, False], [True, True, True]])
+    if not cross_entropy:
+        there[0, 2], dice[0, 2] = True, ((1 + hard * p[0, 2]) * p[0, 2]).mean()
     loss = HardVoxelDiceLoss(hard, cross_entropy)
     wanted = dice[there].mean() + cross_entropy * ce.mean()
     assert float(loss(torch.tensor(p), torch.tensor(g))) == pytest.approx(wanted, rel=1e-9)
@@ -37,13 +39,29 @@ def test_against_a_loop_over_voxels(hard, cross_entropy):
     assert float(loss(torch.tensor(p), torch.tensor(g), torch.tensor(annotated))) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_samples_without_the_organ_do_not_extinguish_its_map():
-    logits = torch.full((1, 1, 8, 8, 8), -6.0, requires_grad=True)
-    HardVoxelDiceLoss(1.0)(logits.sigmoid(), torch.zeros(1, 1, 8, 8, 8)).backward()
-    assert not logits.grad.any()
-    # the cross-entropy is what lowers it, in proportion to what is there
-    HardVoxelDiceLoss(0.0, 1.0)(logits.sigmoid(), torch.zeros(1, 1, 8, 8, 8)).backward()
-    assert torch.allclose(logits.grad, logits.detach().sigmoid() / 8**3, rtol=1e-4)
+@pytest.mark.parametrize("cross_entropy", [0.0, 1.0])
+def test_samples_without_the_organ_contradict_its_map_and_do_not_extinguish_it(cross_entropy):
+    """What lowers it, the cross-entropy or the mean of p, is in proportion to what is there."""
+    logits = torch.linspace(-8, -2, 8**3).view(1, 1, 8, 8, 8).requires_grad_()
+    HardVoxelDiceLoss(0.0, cross_entropy)(logits.sigmoid(), torch.zeros(1, 1, 8, 8, 8)).backward()
+    p = logits.detach().sigmoid()
+    assert torch.allclose(logits.grad, (p if cross_entropy else p * (1 - p)) / 8**3, rtol=1e-3)
+    wrong = torch.full((1, 1, 8, 8, 8), 2.0, requires_grad=True)
+    HardVoxelDiceLoss(1.0, cross_entropy)(wrong.sigmoid(), torch.zeros(1, 1, 8, 8, 8)).backward()
+    assert (wrong.grad > 1e-4).all()
+
+
+@pytest.mark.parametrize("hard", [0.0, 2.0])
+def test_of_logits(hard):
+    """The same, and voxels that are certain and wrong learn."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64), torch.randint(0, 2, (2, 3, 4, 5, 6))
+    loss, annotated = HardVoxelDiceLoss(hard, 0.7), torch.tensor([[True, False, True]] * 2)
+    torch.testing.assert_close(loss.of_logits(logits, target, annotated), loss(logits.sigmoid(), target, annotated))
+    certain = torch.tensor([-60.0, 60.0]).view(1, 1, 2, 1, 1).requires_grad_()
+    loss.of_logits(certain, torch.tensor([1, 0]).view(1, 1, 2, 1, 1)).backward()
+    gradient = certain.grad.flatten() / (1 + hard)
+    assert torch.allclose(gradient, torch.tensor([-0.35, 0.35]))
 
 
 def test_voxels_that_are_wrong_pull_harder_and_weights_are_constants():

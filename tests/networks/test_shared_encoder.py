@@ -51,7 +51,7 @@ class TrueCoarse(Between):
 
     def forward(self, features):
         organs = torch.cat([self.inside(features[0], index) for index in range(2)], 1).float()
-        return torch.cat((1 - organs.amax(1, keepdim=True), organs), 1)[None]
+        return 40 * torch.cat((1 - organs.amax(1, keepdim=True), organs), 1)[None] - 20
 
 
 class TrueDecoder(Between):
@@ -178,10 +178,10 @@ def test_a_box_that_cuts_an_organ_grows():
 
     # the coarse branch sees the first half of the organ alone
     def half(features):
-        probability = torch.zeros(1, 1, 3, *features[0].shape[2:])
-        probability[:, :, 0] = 1
-        probability[0, 0, 1, 6, 2, 2] = 1
-        return probability
+        logits = torch.full((1, 1, 3, *features[0].shape[2:]), -20.0)
+        logits[:, :, 0] = 20
+        logits[0, 0, 1, 6, 2, 2] = 20
+        return logits
 
     network.coarse_head.forward = half
     _, found = predicted(network, image)
@@ -227,7 +227,7 @@ class EitherInBoth(TrueCoarse):
 @pytest.mark.parametrize("pairs", [(), ((1, 2),)])
 def test_a_coarse_branch_that_cannot_tell_the_sides_does_not_swap_them(pairs):
     image, _ = phantom()
-    network = make(low_high_pairs=pairs, left_right_axis=2, margin_vox=(0, 0, 0))
+    network = make(low_high_pairs=pairs, left_right_axis=2, flip_axes=(), margin_vox=(0, 0, 0))
     network.coarse_head = EitherInBoth()
     predicted(network, image)
     boxes = network.reports[0].localised
@@ -237,11 +237,14 @@ def test_a_coarse_branch_that_cannot_tell_the_sides_does_not_swap_them(pairs):
     predicted(network, phantom((FIRST,))[0])
     found = network.reports[0].localised
     assert len(found) == (1 if pairs else 2)
+    doubts = [warning for warning in network.reports[0].warnings if "looks alike" in warning]
+    (name,) = found if pairs else (None,)
+    assert len(doubts) == len(pairs) and all(f"check that it is {name}" in doubt for doubt in doubts)
 
 
 def test_an_organ_stays_where_its_partners_map_leaks_into_it():
     """The map of the first lung holds both, that of the second is right: none is dropped. What is one region is one organ."""
-    network = make(low_high_pairs=((1, 2),), left_right_axis=2)
+    network = make(low_high_pairs=((1, 2),), left_right_axis=2, flip_axes=())
     coarse = torch.zeros(1, 3, 21, 13, 16)
     coarse[0, 1, 5:15, 3:9, 1:14] = 1
     coarse[0, 2, 5:15, 3:9, 8:14] = 1
@@ -249,6 +252,16 @@ def test_an_organ_stays_where_its_partners_map_leaks_into_it():
     assert found[1].stop[2] == 56 and found[2] == Box((5, 12, 32), (16, 36, 56))
     coarse[0, 2] = coarse[0, 1]
     assert len(network.find_organs(coarse, (22, 52, 64))) == 1
+
+
+def test_a_paired_organ_in_pieces_stays_whole():
+    network = make(low_high_pairs=((1, 2),), left_right_axis=2, flip_axes=())
+    coarse = torch.zeros(1, 3, 21, 13, 16)
+    # a slice is missing, and a piece of it is in the other one's place
+    coarse[0, 1, 2:9, 3:9, 1:6] = coarse[0, 1, 10:16, 3:9, 1:6] = coarse[0, 1, 5:8, 3:9, 10:14] = 1
+    coarse[0, 2, 2:16, 3:9, 10:14] = 1
+    found = network.find_organs(coarse, (21, 52, 64))
+    assert found == {1: Box((2, 12, 4), (16, 36, 24)), 2: Box((2, 12, 40), (16, 36, 56))}
 
 
 def test_images_that_are_larger_than_parts_of_training_are_normalised_by_windows():
@@ -342,19 +355,19 @@ def test_the_papers_sizes():
     assert plan.coarse_stride == (1, 4, 4)
 
 
-def test_the_coarse_maps_are_the_mean_of_three_sigmoids():
+def test_the_coarse_segmentation_is_the_mean_of_three_sigmoids():
     torch.manual_seed(0)
     network = SharedEncoderNet(1, SharedEncoderPlan(**SMALL)).eval()
     out = network({"image": torch.randn(1, 1, 4, 16, 16)})
     assert out["coarse"].shape == (1, 3, 4, 4, 4)
     with torch.no_grad():
         maps = [
-            layer(level.float()).sigmoid()
+            layer(level.float())
             for layer, level in zip(network.coarse_head.seg_layers, out["features"][-3:], strict=True)
         ]
     maps = [F.interpolate(m, size=(4, 4, 4), mode="trilinear") for m in maps]
-    assert torch.allclose(out["coarse"], sum(maps) / 3, atol=0.02)
     assert torch.allclose(out["coarse_maps"], torch.stack(maps), atol=0.02)
+    assert torch.allclose(out["coarse"], sum(of_block.sigmoid() for of_block in maps) / 3, atol=0.02)
 
 
 def test_the_fine_loss_alone_changes_the_encoder_and_its_own_decoder():
