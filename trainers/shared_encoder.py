@@ -139,10 +139,8 @@ class OARSharedEncoderTrainer(OARTrainer):
         one_hot = torch.cat([coarse_target == label for label in range(len(self.plan.organs) + 1)], 1)
         # the background of a sample that leaves an organ out is not known
         known = torch.cat((annotated.all(1, keepdim=True), annotated), 1)
-        losses = [self.loss["coarse"](out["coarse"], one_hot, known)]
-        if self.plan.each_map:
-            losses += [self.loss["coarse"].of_logits(of_block, one_hot, known) for of_block in out["coarse_maps"]]
-        loss = torch.stack(losses).mean()
+        maps = [out["coarse"], *(out["coarse_maps"] if self.plan.each_map else ())]
+        loss = torch.stack([self.loss["coarse"](of_block, one_hot, known) for of_block in maps]).mean()
         return out, loss, target, annotated
 
     def _fine(self, features: Sequence[Tensor], label: int, box: Box, target: Tensor) -> tuple[Tensor, Tensor]:

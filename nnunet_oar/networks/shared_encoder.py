@@ -97,7 +97,7 @@ class SharedEncoder(nn.Module):
 
 
 class CoarseHead(nn.Module):
-    """A convolution for the features of each of the last blocks, brought to the size of the finest."""
+    """A convolution and a sigmoid for the features of each of the last blocks, brought to the size of the finest."""
 
     def __init__(self, widths: Sequence[int], num_classes: int):
         super().__init__()
@@ -105,9 +105,9 @@ class CoarseHead(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 3, padding=1) for width in widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits of each block (blocks, B, K, Z, Y, X), float32, at the size of the first of `features`."""
+        """Probabilities of each block (blocks, B, K, Z, Y, X), float32, at the size of the first of `features`."""
         shape = features[0].shape[2:]
-        maps = [layer(x).float() for layer, x in zip(self.seg_layers, features, strict=True)]
+        maps = [layer(x).float().sigmoid() for layer, x in zip(self.seg_layers, features, strict=True)]
         return torch.stack([resize(x, shape, mode="linear") for x in maps])
 
 
@@ -139,8 +139,8 @@ class SharedEncoderNet(VolumeNetwork):
     """Encoder, coarse segmentation and one decoder per organ (`SharedEncoderPlan` holds every number).
 
     forward of a volume: see VolumeNetwork. forward of a dict {"image": (B, C, Z, Y, X)}, normalised and of a size that the strides
-    divide (`padded`): "features", as the encoder gives them, "coarse_maps", logits (blocks, B, K, Z, Y, X) with the background
-    first, and "coarse", the mean of their sigmoids. `decode` turns the features into an organ's logits in a box.
+    divide (`padded`): "features", as the encoder gives them, "coarse_maps", probabilities (blocks, B, K, Z, Y, X) with the
+    background first, and "coarse", their mean. `decode` turns the features into an organ's logits in a box.
 
     Buffers, set by the trainer: `decoders_trained`, whether the training has come to the phase that trains them; `organ_known`
     (K - 1,), whether a training case holds the organ: others are absent from all results.
@@ -164,7 +164,7 @@ class SharedEncoderNet(VolumeNetwork):
         with autocast(batch["image"].device):
             features = self.encoder(batch["image"])
             maps = self.coarse_head(features[-COARSE_BLOCKS:])
-            return {"features": features, "coarse": maps.sigmoid().mean(0), "coarse_maps": maps}
+            return {"features": features, "coarse": maps.mean(0), "coarse_maps": maps}
 
     def snapped(self, box: Box, shape: Sequence[int]) -> Box:
         """The box that reaches to borders of the deepest voxels, two of them where there are two, on the encoder's grid of `shape`
