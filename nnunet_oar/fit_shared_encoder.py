@@ -75,7 +75,8 @@ class _Memory:
     @classmethod
     def of(cls, plan: SharedEncoderPlan, facts: DatasetFacts, image_mm: np.ndarray) -> _Memory:
         """With as many decoders as an iteration trains, those of the largest organs, each in a box as large as its part of the CT
-        at most."""
+        at most. Where all boxes of a step happen to be moved, grown and snapped to the utmost, it takes a fifth more from 4 GB on,
+        and up to twice as much at 0.1 GB."""
         around = 2 * (MARGIN_MM + JITTER_MM)
         boxes = []
         for label in facts.labels.values():

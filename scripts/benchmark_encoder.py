@@ -5,7 +5,8 @@
 Each line comes from a process of its own: a training step and a prediction of one synthetic chest CT, cut to its body, the seconds
 the best of three. Both networks see all of it at its own spacing, with the same number of features at that level: the cascade
 localises on a grid as large as the CT and segments the box of all organs, the shared encoder cuts the box of each organ out of its
-features. Weights are random, so boxes are those of the truth.
+features. Weights are random, so boxes are those of the truth. "windows" is the shared encoder as it predicts after a training on
+the smallest parts of CTs that plans have: it normalises by windows of that size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from nnunet_oar.body import find_body
 from nnunet_oar.datasets.phantom import REGIONS, make_phantom
+from nnunet_oar.fit_shared_encoder import LEAST_SHARE
 from nnunet_oar.losses import DiceCrossEntropyLoss, HardVoxelDiceLoss
 from nnunet_oar.networks.cascade import CascadeNetwork
 from nnunet_oar.networks.shared_encoder import SharedEncoderNet
@@ -28,16 +30,19 @@ from nnunet_oar.padding import pad_to
 from nnunet_oar.plan import CascadePlan, SharedEncoderPlan
 from nnunet_oar.roi import Box, resize
 
-NETWORKS, TASKS = ("separate", "shared"), ("training", "prediction")
+NETWORKS = {"training": ("separate", "shared"), "prediction": ("separate", "shared", "windows")}
 MARGIN_MM = 10.0
 
 
 class Shared:
+    share = 1.0
+    """Of the CT that training sees at once."""
+
     def __init__(self, image: Tensor, labels: Tensor, organs: tuple[str, ...], spacing_mm, features: int):
         margin = tuple(round(MARGIN_MM / spacing) for spacing in spacing_mm)
         plan = SharedEncoderPlan(
             organs=organs, spacing_mm=spacing_mm, grid_spacing_mm=spacing_mm, features=features, margin_vox=margin,
-            crop_shape=tuple(image.shape[2:]),
+            crop_shape=tuple(round(size * self.share ** (1 / 3)) for size in image.shape[2:]),
         )  # fmt: skip
         self.network = SharedEncoderNet(image.shape[1], plan)
         self.network.decoders_trained.fill_(True)
@@ -56,8 +61,12 @@ class Shared:
         for label, box in self.boxes.items():
             box = self.network.fine_box(box, self.image.shape[2:])
             logits = self.network.decode(out["features"], label, box)
-            loss = loss + self.loss(logits.sigmoid(), self.labels[(..., *box.slices)] == label) / len(self.boxes)
+            loss = loss + self.loss.of_logits(logits, self.labels[(..., *box.slices)] == label) / len(self.boxes)
         yield loss
+
+
+class Windows(Shared):
+    share = LEAST_SHARE
 
 
 class Separate:
@@ -104,7 +113,9 @@ def measure(network: str, task: str, spacing_mm: tuple[float, float, float], fea
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     volume, normalised = image.to(device), ((image - image.mean()) / image.std()).to(device)
     torch.manual_seed(0)
-    run = {"shared": Shared, "separate": Separate}[network](normalised, labels.to(device), organs, spacing_mm, features)
+    run = {"shared": Shared, "windows": Windows, "separate": Separate}[network](
+        normalised, labels.to(device), organs, spacing_mm, features
+    )
     run.network.to(device)
     run.network.train(task == "training")
     optimizer = torch.optim.Adam(run.network.parameters())
@@ -140,12 +151,13 @@ def main() -> int:
     parser.add_argument("--only", nargs=2, metavar=("NETWORK", "TASK"), help="one line, in this process")
     args = parser.parse_args()
     if args.only:
-        if args.only[0] not in NETWORKS or args.only[1] not in TASKS:
-            parser.error(f"--only: one of {', '.join(NETWORKS)} and one of {', '.join(TASKS)}")
+        if args.only[0] not in NETWORKS.get(args.only[1], ()):
+            lines = (f"{network} {task}" for task, networks in NETWORKS.items() for network in networks)
+            parser.error(f"--only: one of {', '.join(lines)}")
         measure(*args.only, tuple(args.spacing), args.features)
         return 0
-    for task in TASKS:
-        for network in NETWORKS:
+    for task, networks in NETWORKS.items():
+        for network in networks:
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", network, task], check=True)
     return 0
 

@@ -38,8 +38,9 @@ def test_the_paper_recipe_is_the_paper():
     assert [phase.start for phase in plan.phases] == [0, 40, 65] and plan.epochs == 90
 
 
-def step_gb(plan: SharedEncoderPlan, decoders: int, facts: DatasetFacts) -> float:
-    """What a training step takes: the part, and the boxes that decoders of the largest organs see in its middle."""
+def step_gb(plan: SharedEncoderPlan, decoders: int, facts: DatasetFacts, reach=(0, 0, 0)) -> float:
+    """What a training step takes: the part, and the boxes that decoders of the largest organs see in its middle; reach: by how much
+    each of their sides was moved."""
     network, part = SharedEncoderNet(1, replace(plan, features=1)), plan.crop_shape
     boxes = []
     for organ in facts.cases[0].organs.values():
@@ -47,7 +48,7 @@ def step_gb(plan: SharedEncoderPlan, decoders: int, facts: DatasetFacts) -> floa
             max(1, round(n * mm / grid))
             for n, mm, grid in zip(organ.shape, facts.spacing_mm, plan.grid_spacing_mm, strict=True)
         ]
-        size = np.minimum(size, part)
+        size = np.minimum(np.add(size, np.multiply(2, reach)), part)
         start = (np.subtract(part, size) // 2).tolist()
         boxes.append(network.fine_box(Box.full(tuple(size.tolist())).moved(start), part).volume)
     seen = sum(sorted(boxes, reverse=True)[:decoders])
@@ -68,6 +69,8 @@ def test_the_part_of_a_ct_fits_the_memory_and_is_not_too_small(memory, spacing, 
     share = np.prod(plan.crop_shape) / np.prod(np.multiply(shape, spacing) / grid)
     # sizes are multiples of the strides
     assert step_gb(plan, 4, given) < 1.4 * memory and share > 0.7 * LEAST_SHARE
+    utmost = step_gb(plan, 4, given, np.add(plan.jitter_vox, plan.total_stride))
+    assert utmost < (1.3 if memory >= 4 else 2.4) * memory
     # what the memory allows is used, for a larger part or a finer grid
     assert step_gb(plan, 4, given) > 0.6 * memory or (
         share >= 1 and (grid <= np.maximum((3, 1, 1), spacing) + 1e-3).all()
