@@ -11,6 +11,7 @@ from itertools import product
 
 from nnunet_oar.components import Region
 from nnunet_oar.plan import SECTION, HeatmapPlan, SharedEncoderPlan
+from nnunet_oar.plan.base import plain
 from nnunet_oar.roi import Box
 
 # of each organ's map: how many regions are looked at, and the least one, in voxels of the largest
@@ -41,9 +42,16 @@ def refuse_contradicted_pairs(plan: HeatmapPlan | SharedEncoderPlan, cases: Mapp
     """Pairs in another order than the organs' would exchange left and right in every result.
 
     cases: of each training case, label -> box. Raises ValueError for a case in which the first organ of a pair lies beyond the
-    second one.
+    second one, and where mirrored samples would show it there.
     """
     axis = plan.left_right_axis
+    swapped = {frozenset(pair) for pair in plan.swap_on_flip}
+    if axis in plan.flip_axes and not {frozenset(pair) for pair in plan.low_high_pairs} <= swapped:
+        raise ValueError(
+            f"plans, section {SECTION!r}: low_high_pairs is {plain(plan.low_high_pairs)} and training mirrors axis {axis} "
+            f"(flip_axes), which contradicts pairs that are not in swap_on_flip ({plain(plan.swap_on_flip)}); add them there, or "
+            f"do not mirror"
+        )
     for case, of_case in cases.items():
         for pair in plan.low_high_pairs:
             if set(pair) <= set(of_case) and of_case[pair[0]].centre[axis] > of_case[pair[1]].centre[axis]:

@@ -121,7 +121,7 @@ class Method:
         return self.data.train_by_plans("nnUNetTrainer_timed", key)
 
     def seconds_per_iteration(self) -> float:
-        # one that is not timed, two that are
+        # of large patches, whose steps take long, one that is not timed and two that are
         epochs, changes = 1, {}
         iterations = max(3, min(PROBE_ITERATIONS, int(PROBE_VOXELS / max(1, self.voxels_per_update))))
         phases = None if self.is_stock else self.configuration[SECTION].get("phases")
@@ -266,7 +266,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument("--minutes", type=float, default=5, help="time for the updates of one training")
     parser.add_argument("-gpu_memory_target", type=float, default=0.3, help="GB, for our planners")
-    parser.add_argument("--disable_tta", action="store_true", help="stock nnU-Net predicts without mirroring alone")
+    parser.add_argument(
+        "--disable_tta", action="store_true", help="stock nnU-Net predicts only without mirroring, now and later"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     args = parser.parse_args()
     name, make, methods = DATA[args.data]

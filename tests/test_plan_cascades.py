@@ -71,7 +71,6 @@ def test_impossible_instances(changes, message):
         ({"low_high_pairs": [[1, 2]]}, r"low_high_pairs is \[\[1, 2\]\]; it needs left_right_axis"),
         ({"low_high_pairs": [[1, 3]], "left_right_axis": 2}, "labels from 1 to 2"),
         ({"low_high_pairs": [[1, 1]], "left_right_axis": 2}, "each once"),
-        ({"low_high_pairs": [[1, 2]], "left_right_axis": 2, "flip_axes": [2]}, "not in swap_on_flip"),
         ({"centre": "brightest"}, "centre is 'brightest'; allowed is one of midpoint, weighted"),
         ({"sigma2_mm2": 0}, "sigma2_mm2 is 0; allowed is a number from 0.001"),
     ],

@@ -159,29 +159,33 @@ class OARSharedEncoderTrainer(OARTrainer):
         """Where the decoders look in training: label -> box on a grid of `shape`, of some of the organs that the sample annotates
         and holds (`truth`), or that the coarse branch finds (`found`), whose boxes come first."""
         plan = self.plan
-        found = {label: box for label, box in found.items() if not self._too_large(label, box)}
         labels = [label for label in sorted(truth.keys() | found.keys()) if annotated[0, label - 1]]
         count = min(len(labels), plan.organs_per_iteration or len(labels))
         labels = sorted(rng.choice(labels, count, replace=False).tolist()) if labels else []
         boxes = {}
         for label in labels:
             # an organ that the coarse branch does not find here has a decoder that must learn it all the same
-            box = found.get(label) or _moved_sides(truth[label], plan.jitter_vox, rng)
+            if label in found:
+                box = self._affordable(label, found[label], rng)
+            else:
+                box = _moved_sides(truth[label], plan.jitter_vox, rng)
             if plan.grow_attempts:
                 # a box that prediction has grown shows more than the organ's own: unseen, it would be called the organ
                 box = _grown_at_random(box, plan.total_stride, rng)
             boxes[label] = self.network.fine_box(box, shape)
         return boxes
 
-    def _too_large(self, label: int, box: Box) -> bool:
-        """Whether the box is larger than any that training draws about this organ's truth: a coarse branch that is lost may find an
-        organ everywhere, for which a step's memory was not planned."""
+    def _affordable(self, label: int, box: Box, rng: np.random.Generator) -> Box:
+        """The box that was found, or a random part of it that is as large as the truth's may be drawn: a coarse branch that is lost
+        may find an organ everywhere, for which a step's memory was not planned."""
         plan = self.plan
         extent = plan.organ_extent_vox.get(plan.organs[label - 1])
         if extent is None:
-            return False
-        most = np.ceil(np.multiply(extent[1], plan.spacing_mm) / plan.grid_spacing_mm)
-        return bool((box.shape > most + 2 * np.add(plan.jitter_vox, plan.total_stride)).any())
+            return box
+        organ = np.ceil(np.multiply(extent[1], plan.spacing_mm) / plan.grid_spacing_mm).astype(int)
+        size = np.minimum(box.shape, organ + np.multiply(2, plan.jitter_vox))
+        start = np.add(box.start, rng.integers(0, np.subtract(box.shape, size) + 1))
+        return Box(tuple(start.tolist()), tuple((start + size).tolist()))
 
     def _true_boxes(self, target: Tensor, annotated: Tensor) -> dict[int, Box]:
         boxes = {label: Box.from_mask(target[0, 0] == label) for label in range(1, len(self.plan.organs) + 1)}
@@ -227,8 +231,7 @@ class OARSharedEncoderTrainer(OARTrainer):
         if self._scores_begin:
             # the running mean starts anew, too: scores of something else say nothing of these. nnU-Net's logger takes a second
             # log of an epoch for a mistake and says so: its list is changed instead
-            dice = self.logger.get_value("dice_per_class_or_region", step=None)[-1]
-            mean = np.nanmean(dice) if np.isfinite(dice).any() else 0.0
+            mean = self.logger.get_value("mean_fg_dice", step=None)[-1]
             self.logger.get_value("ema_fg_dice", step=None)[-1] = mean
         inside, organs = (sum(output[key] for output in val_outputs) for key in ("organs_in_box", "organs"))
         where = "of the truth" if self._boxes == "truth" else "that it finds"

@@ -38,7 +38,7 @@ class AttentionAnatomyLoss(nn.Module):
         # a scalar with a gradient, whatever is left out
         loss = 0 * log_probability[:1, 0].mean()
         if phase.dice:
-            loss = loss + phase.dice * self.dice.of_probabilities(log_probability.exp(), target)
+            loss = loss + phase.dice * self.dice.of_probabilities(log_probability.exp(), target, annotated)
         if phase.focal:
             loss = loss + phase.focal * self.focal.of_log_probabilities(log_probability, target)
         known = region != NO_REGION

@@ -85,23 +85,32 @@ class MulticlassDiceLoss(nn.Module):
 class BatchDiceLoss(nn.Module):
     """1 - mean over organs of the Dice of the whole batch: sums run over samples and space (paper 003, section 2.3.1).
 
-    An organ counts over the samples that annotate it, and not at all where none of them holds it: the section counts how often an
-    organ "participates" by the slices that show it. Would it count, its gradient were largest where it is nearly 0 already, and
-    the many batches without a small organ would extinguish it. Un-squared, with one voxel added as in `soft_dice`.
+    An organ counts over the samples that annotate it, where one of them holds it: the section counts how often an organ
+    "participates" by the slices that show it. Would its Dice count in other batches, with the voxel that `soft_dice` adds, its
+    gradient were largest where it is nearly 0 already, and the many batches without a small organ would extinguish it. What
+    contradicts an organ there is its mean probability (the mean over those organs), which is added: ours.
     """
 
     def forward(self, logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
         """The loss, a scalar of at least float32; arguments and errors as MulticlassDiceLoss.forward."""
         log_probability, target = recalibrate_both(logits, target, annotated)
-        return self.of_probabilities(log_probability.exp(), target)
+        return self.of_probabilities(log_probability.exp(), target, annotated)
 
-    def of_probabilities(self, probability: Tensor, target: Tensor) -> Tensor:
+    def of_probabilities(self, probability: Tensor, target: Tensor, annotated: Tensor | None) -> Tensor:
         """As forward, of probabilities and a target that are re-calibrated already: both are 0 where nothing is annotated."""
-        losses, counts = [], []
+        losses, invented, there = [], [], []
         for c in range(1, probability.shape[1]):
-            organ = target == c
             # the whole batch as one sample
-            losses.append(1 - soft_dice(probability[:, c].reshape(1, 1, -1), organ.reshape(1, 1, -1))[0, 0])
-            counts.append(organ.any())
-        counts = torch.stack(counts).to(probability)
-        return (counts * torch.stack(losses)).sum() / counts.sum().clamp_min(1)
+            p, organ = probability[:, c].reshape(1, 1, -1), (target == c).reshape(1, 1, -1)
+            losses.append(1 - soft_dice(p, organ)[0, 0])
+            invented.append(p.mean())
+            there.append(organ.any())
+        there = torch.stack(there)
+        absent = ~there if annotated is None else ~there & annotated.to(there.device).any(0)
+        return mean_of(torch.stack(losses), there) + mean_of(torch.stack(invented), absent)
+
+
+def mean_of(losses: Tensor, counts: Tensor) -> Tensor:
+    """The mean of those that count, a mask of the same shape; 0 with a gradient where none does."""
+    counts = counts.to(losses)
+    return (losses * counts).sum() / counts.sum().clamp_min(1)

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# a probability of exactly 0 costs 69 and not infinitely much; a sigmoid that is nearly 0 still learns, and its gradient in float32
-# has room for the factor of float16's scaler
+from nnunet_oar.losses.dice import mean_of
+
+# a probability of exactly 0 costs 69 and not infinitely much; a sigmoid that is nearly 0 everywhere still learns, and its gradient
+# in float32 has room for the factor of float16's scaler
 LEAST = 1e-30
 
 
@@ -21,9 +23,10 @@ class HardVoxelDiceLoss(nn.Module):
     the paper's loss.
 
     As printed, an organ that is absent has no gradient, which does no harm where each CT is seen whole and holds all organs. In
-    parts of CTs something must contradict an organ that is invented: the cross-entropy or, without it, the mean of w p, which
-    counts as the organ's loss. A voxel added above and below the fraction, as in `soft_dice`, is not it: it pulls hardest on maps
-    that are nearly 0, and parts without a small organ would extinguish its map before others can raise it.
+    parts of CTs something must contradict an organ that is invented: the cross-entropy or, without it, the mean of w p (over those
+    that are annotated and do not hold it), which is added. A voxel added above and below the fraction, as in `soft_dice`, is not
+    it: it pulls hardest on maps that are nearly 0, and parts without a small organ would extinguish its map before others can
+    raise it.
     """
 
     def __init__(self, hard_weight: float = 1.0, cross_entropy_weight: float = 0.0):
@@ -55,19 +58,16 @@ class HardVoxelDiceLoss(nn.Module):
         overlap = (weight * probability * target).flatten(2).sum(-1)
         # 1 or more where the organ is there
         size = (weight * (probability + target)).flatten(2).sum(-1).clamp_min(1)
-        dice, there = 1 - 2 * overlap / size, target.flatten(2).amax(-1)
+        there = target.flatten(2).amax(-1)
+        dice = mean_of(1 - 2 * overlap / size, annotated * there)
         if not self.cross_entropy_weight:
-            return _mean(torch.where(there > 0, dice, (weight * probability).flatten(2).mean(-1)), annotated)
+            return dice + mean_of((weight * probability).flatten(2).mean(-1), annotated * (1 - there))
         if logits is None:
-            # torch's own raises for NaN, which the scaler of float16 must see to leave the step out
-            right, wrong = (p.clamp_min(LEAST).log() for p in (probability, 1 - probability))
+            # torch's own raises for NaN, which the scaler of float16 must see to leave the step out; next to 1 numbers are
+            # coarser than next to 0
+            right = probability.clamp_min(LEAST).log()
+            wrong = (1 - probability).clamp_min(torch.finfo(probability.dtype).eps / 2).log()
         else:
             right, wrong = F.logsigmoid(logits.to(probability)), F.logsigmoid(-logits.to(probability))
         cross_entropy = -weight * (target * right + (1 - target) * wrong)
-        mean = _mean(cross_entropy.flatten(2).mean(-1), annotated)
-        return _mean(dice, annotated * there) + self.cross_entropy_weight * mean
-
-
-def _mean(losses: Tensor, counts: Tensor) -> Tensor:
-    """Of those that count (1, not 0); 0 with a gradient where none does."""
-    return (losses * counts).sum() / counts.sum().clamp_min(1)
+        return dice + self.cross_entropy_weight * mean_of(cross_entropy.flatten(2).mean(-1), annotated)

@@ -201,7 +201,7 @@ class SharedEncoderNet(VolumeNetwork):
                         for part in regions
                         # an organ in pieces, of which the other ones lie on the same side
                         if part.voxels >= plan.component_fraction * region.voxels
-                        and abs(part.centre[axis] - region.centre[axis]) <= apart
+                        and abs(part.centre[axis] - region.centre[axis]) <= region.box.shape[axis] / 2
                     ]
                 )
         boxes = {label: found[label] for label in known}

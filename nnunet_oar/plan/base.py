@@ -103,13 +103,6 @@ class OARPlan:
                 f"plans, section {SECTION!r}: {name} is {plain(pairs)}; it needs left_right_axis and pairs of different labels "
                 f"from 1 to {len(self.organs)}, each once"
             )
-        swapped = {frozenset(pair) for pair in self.swap_on_flip}
-        if self.left_right_axis in self.flip_axes and not {frozenset(pair) for pair in pairs} <= swapped:
-            raise ValueError(
-                f"plans, section {SECTION!r}: {name} is {plain(pairs)} and flip_axes is {plain(self.flip_axes)}, with "
-                f"left_right_axis {self.left_right_axis}; mirroring contradicts pairs that are not in swap_on_flip "
-                f"({plain(self.swap_on_flip)})"
-            )
 
     def _refuse_unknown_organs(self, *names: str) -> None:
         for name in names:

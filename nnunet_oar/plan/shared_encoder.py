@@ -55,7 +55,7 @@ class SharedEncoderPlan(OARPlan):
     dilations: tuple[int, ...] = spec((1, 1, 3, 6), check.list_of(check.integer(1)))
     coarse_labels: str = spec("nearest", check.one_of(*COARSE_LABELS))
     # an organ is where the coarse branch gives it more than this; components under a share of the largest one are dropped (of
-    # organs in low_high_pairs all but one)
+    # organs in low_high_pairs also those beside the chosen one)
     threshold: float = spec(0.5, check.number(0, 1))
     component_fraction: float = spec(0.05, check.number(0, 1))
     # in voxels of the encoder's grid: about the organ's box, and by how much training moves each side of the truth's

@@ -17,9 +17,9 @@ from nnunet_oar.trainers.shared_encoder import OARSharedEncoderTrainer
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 EPOCHS, ITERATIONS, VALIDATION_ITERATIONS = "OAR_BENCHMARK_EPOCHS", "OAR_BENCHMARK_ITERATIONS", 2
-# steps that are not timed: kernels are chosen, networks compiled, and batches are there that were made before; one that takes
-# longer than SLOW_SECONDS is enough
-WARM_UP, SLOW_SECONDS = 4, 10.0
+# steps that are not timed, where two are left that are: kernels are chosen, networks compiled, and batches are there that were made
+# before
+WARM_UP = 4
 
 
 class WaitingFor:
@@ -39,15 +39,15 @@ class Timed:
     def on_train_start(self):
         super().on_train_start()
         self.steps, self.seconds_of_steps = 0, 0.0
-        self.dataloader_train, self.warm_up = WaitingFor(self.dataloader_train), WARM_UP
+        self.dataloader_train = WaitingFor(self.dataloader_train)
+        self.warm_up = max(0, min(WARM_UP, self.num_epochs * self.num_iterations_per_epoch - 2))
 
     def train_step(self, batch: dict) -> dict:
         start = time.perf_counter()
         output = super().train_step(batch)
         seconds = time.perf_counter() - start
         if self.warm_up:
-            self.warm_up = 0 if seconds > SLOW_SECONDS else self.warm_up - 1
-            self.dataloader_train.seconds = 0.0
+            self.warm_up, self.dataloader_train.seconds = self.warm_up - 1, 0.0
         else:
             self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + seconds
         return output

@@ -13,19 +13,22 @@ def reference(logits, target, annotated=None):
     """Sums over samples and voxels, organ by organ."""
     batch, classes = logits.shape[:2]
     annotated = np.ones((batch, classes - 1), bool) if annotated is None else annotated
-    terms = []
+    terms, invented = [], []
     for organ in range(1, classes):
-        if not (target[annotated[:, organ - 1]] == organ).any():
+        if not annotated[:, organ - 1].any():
             continue
-        overlap = size = 0.0
+        overlap = size = found = 0.0
         for b in range(batch):
             if not annotated[b, organ - 1]:
                 continue
             e = np.exp(logits[b].astype(np.float64) - logits[b].max(0))
             p, g = e[organ] / e.sum(0), target[b, 0] == organ
-            overlap, size = overlap + (p * g).sum(), size + p.sum() + g.sum()
-        terms.append((2 * overlap + 1) / (size + 1))
-    return 1 - np.mean(terms) if terms else 0.0
+            overlap, size, found = overlap + (p * g).sum(), size + p.sum() + g.sum(), found + p.mean() / batch
+        if (target[annotated[:, organ - 1]] == organ).any():
+            terms.append((2 * overlap + 1) / (size + 1))
+        else:
+            invented.append(found)
+    return (1 - np.mean(terms) if terms else 0.0) + (np.mean(invented) if invented else 0.0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -54,14 +57,22 @@ def test_an_organ_in_one_sample_of_many_counts_once():
     assert BatchDiceLoss()(logits, target).item() == pytest.approx(1 - (2 * 2 + 1) / (2 + 4 + 1), abs=1e-6)
 
 
-def test_batches_without_an_organ_do_not_extinguish_it():
+def test_batches_without_an_organ_contradict_it_and_do_not_extinguish_it():
+    """In proportion to what there is of it."""
     logits = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 2, (2, 1, 4, 4))
+    target[0, 0, 0, 0] = 1
     BatchDiceLoss()(logits, target).backward()
-    first = logits.detach().requires_grad_()
-    p, g = first.softmax(1)[:, 1], target[:, 0]
-    (1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)).backward()
-    torch.testing.assert_close(logits.grad, first.grad)
+    again = logits.detach().requires_grad_()
+    p, g = again.softmax(1), target[:, 0]
+    (1 - (2 * (p[:, 1] * g).sum() + 1) / (p[:, 1].sum() + g.sum() + 1) + p[:, 2].mean()).backward()
+    torch.testing.assert_close(logits.grad, again.grad)
+    # an organ that is likely everywhere falls, whatever is there of the others
+    wrong = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
+    wrong[:, 2] = 1.0
+    wrong.requires_grad_()
+    BatchDiceLoss()(wrong, torch.ones(1, 1, 8, 8, dtype=torch.long)).backward()
+    assert (wrong.grad[:, 2] > 1e-3).all()
 
 
 def test_nothing_annotated_is_zero_with_a_gradient():

@@ -23,19 +23,18 @@ def reference(p: np.ndarray, g: np.ndarray, hard: float) -> tuple[float, float]:
 def test_against_a_loop_over_voxels(hard, cross_entropy):
     rng = np.random.default_rng(0)
     p, g = rng.uniform(0.01, 0.99, (2, 3, 4, 5, 2)), rng.integers(0, 2, (2, 3, 4, 5, 2))
-    # absent: its Dice does not count where there is cross-entropy, and is the mean of w p where there is none
     g[0, 2] = 0
     annotated = np.array([[True, False, True], [False, False, True]])
     each = [[reference(p[b, c], g[b, c], hard) for c in range(3)] for b in range(2)]
     dice, ce = np.moveaxis(each, 2, 0)
     there = np.array([[True, True, False], [True, True, True]])
-    if not cross_entropy:
-        there[0, 2], dice[0, 2] = True, ((1 + hard * p[0, 2]) * p[0, 2]).mean()
+    # of what is absent: the mean of w p, where there is no cross-entropy
+    invented = 0 if cross_entropy else ((1 + hard * p[0, 2]) * p[0, 2]).mean()
     loss = HardVoxelDiceLoss(hard, cross_entropy)
-    wanted = dice[there].mean() + cross_entropy * ce.mean()
+    wanted = dice[there].mean() + cross_entropy * ce.mean() + invented
     assert float(loss(torch.tensor(p), torch.tensor(g))) == pytest.approx(wanted, rel=1e-9)
     assert float(loss(torch.tensor(p).float(), torch.tensor(g))) == pytest.approx(wanted, rel=1e-4)
-    wanted = dice[annotated & there].mean() + cross_entropy * ce[annotated].mean()
+    wanted = dice[annotated & there].mean() + cross_entropy * ce[annotated].mean() + invented
     assert float(loss(torch.tensor(p), torch.tensor(g), torch.tensor(annotated))) == pytest.approx(wanted, rel=1e-9)
 
 

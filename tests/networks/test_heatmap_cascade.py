@@ -202,7 +202,7 @@ class BothInBoth(TrueHeat):
 @pytest.mark.parametrize("pairs", [(), ((2, 1),)])
 def test_a_localiser_that_cannot_tell_the_sides_does_not_swap_them(pairs):
     # at the low end of x lies the second organ
-    network = make(low_high_pairs=pairs, left_right_axis=2, flip_axes=())
+    network = make(low_high_pairs=pairs, left_right_axis=2)
     network.localizer = BothInBoth([box.centre if box else (torch.nan,) * 3 for box in (FIRST, SECOND, None)], SHAPE)
     centres = network.localise(torch.zeros(1, 1, *network.plan.localizer_shape(SHAPE)), SHAPE)
     right = [np.allclose(centre, box.centre, atol=2) for centre, box in zip(centres, (FIRST, SECOND), strict=False)]

@@ -227,7 +227,7 @@ class EitherInBoth(TrueCoarse):
 @pytest.mark.parametrize("pairs", [(), ((1, 2),)])
 def test_a_coarse_branch_that_cannot_tell_the_sides_does_not_swap_them(pairs):
     image, _ = phantom()
-    network = make(low_high_pairs=pairs, left_right_axis=2, flip_axes=(), margin_vox=(0, 0, 0))
+    network = make(low_high_pairs=pairs, left_right_axis=2, margin_vox=(0, 0, 0))
     network.coarse_head = EitherInBoth()
     predicted(network, image)
     boxes = network.reports[0].localised
@@ -244,7 +244,7 @@ def test_a_coarse_branch_that_cannot_tell_the_sides_does_not_swap_them(pairs):
 
 def test_an_organ_stays_where_its_partners_map_leaks_into_it():
     """The map of the first lung holds both, that of the second is right: none is dropped. What is one region is one organ."""
-    network = make(low_high_pairs=((1, 2),), left_right_axis=2, flip_axes=())
+    network = make(low_high_pairs=((1, 2),), left_right_axis=2)
     coarse = torch.zeros(1, 3, 21, 13, 16)
     coarse[0, 1, 5:15, 3:9, 1:14] = 1
     coarse[0, 2, 5:15, 3:9, 8:14] = 1
@@ -255,7 +255,7 @@ def test_an_organ_stays_where_its_partners_map_leaks_into_it():
 
 
 def test_a_paired_organ_in_pieces_stays_whole():
-    network = make(low_high_pairs=((1, 2),), left_right_axis=2, flip_axes=())
+    network = make(low_high_pairs=((1, 2),), left_right_axis=2)
     coarse = torch.zeros(1, 3, 21, 13, 16)
     # a slice is missing, and a piece of it is in the other one's place
     coarse[0, 1, 2:9, 3:9, 1:6] = coarse[0, 1, 10:16, 3:9, 1:6] = coarse[0, 1, 5:8, 3:9, 10:14] = 1

@@ -74,14 +74,22 @@ def test_the_decoders_look_at_the_truth_or_where_the_coarse_branch_finds_the_org
     assert set(found) == {1, 2, 3}
 
 
-def test_an_organ_that_is_found_everywhere_is_looked_at_where_it_is(shared, monkeypatch, tmp_path):
+def test_of_an_organ_that_is_found_everywhere_a_part_is_looked_at(shared, monkeypatch, tmp_path):
     """Memory is planned for boxes about organs, and a coarse branch may be lost at first."""
-    workspace = shared.entered(monkeypatch, tmp_path)
-    for extents, seen in (({"liver": [[2, 4, 4], [4, 8, 8]]}, LIVER), ({}, Box.full(SHAPE))):
-        still = {"organs_per_iteration": None, "jitter_vox": [0, 0, 0], "grow_attempts": 0}
-        trainer = make(workspace, organ_extent_vox=extents, **still)
-        found = boxes(trainer, "coarse", found=[(1, Box.full(SHAPE))])
-        assert found[1] == trainer.network.fine_box(seen, SHAPE)
+    workspace, everywhere = shared.entered(monkeypatch, tmp_path), Box.full(SHAPE)
+    still = {"organs_per_iteration": None, "grow_attempts": 0}
+    trainer = make(workspace, organ_extent_vox={"liver": [[2, 4, 4], [4, 8, 8]]}, jitter_vox=[0, 1, 2], **still)
+    plan = trainer.plan
+    most = np.ceil(np.multiply((4, 8, 8), plan.spacing_mm) / plan.grid_spacing_mm) + (0, 2, 4)
+    assert (most < SHAPE).all()
+    parts = {trainer._affordable(1, everywhere, np.random.default_rng(seed)) for seed in range(20)}
+    assert all(part.shape == tuple(most) and everywhere.contains(part) for part in parts) and len(parts) > 5
+    # whole in each direction in which it is small enough
+    assert trainer._affordable(1, Box((2, 4, 6), (4, 20, 22)), np.random.default_rng(0)).shape[0] == 2
+    box = boxes(trainer, "coarse", found=[(1, everywhere)])[1]
+    assert box.volume <= np.prod(most + 2 * np.array(plan.margin_vox) + 2 * (np.array(plan.total_stride) - 1))
+    # nothing is known of the organ's size
+    assert trainer._affordable(2, everywhere, np.random.default_rng(0)) == everywhere
 
 
 def test_a_training_step_looks_where_the_plans_of_its_epoch_say(trainer):
@@ -254,3 +262,5 @@ def test_an_order_of_sides_that_a_training_case_contradicts_is_refused(shared, m
     (pair,) = learn().plan.low_high_pairs
     with pytest.raises(ValueError, match=r"low_high_pairs has \[\d, \d\], but in training case \S+ kidney_\w+ lies"):
         learn(low_high_pairs=[list(pair[::-1])])
+    with pytest.raises(ValueError, match="training mirrors axis 2 .* not in swap_on_flip"):
+        learn(low_high_pairs=[[1, 2]])
