@@ -45,8 +45,7 @@ def refuse_contradicted_pairs(plan: HeatmapPlan | SharedEncoderPlan, cases: Mapp
     second one, and where mirrored samples would show it there.
     """
     axis = plan.left_right_axis
-    swapped = {frozenset(pair) for pair in plan.swap_on_flip}
-    if axis in plan.flip_axes and not {frozenset(pair) for pair in plan.low_high_pairs} <= swapped:
+    if axis in plan.flip_axes and not plan.swaps(plan.low_high_pairs):
         raise ValueError(
             f"plans, section {SECTION!r}: low_high_pairs is {plain(plan.low_high_pairs)} and training mirrors axis {axis} "
             f"(flip_axes), which contradicts pairs that are not in swap_on_flip ({plain(plan.swap_on_flip)}); add them there, or "

@@ -164,10 +164,8 @@ def times_of(model: Path) -> dict[str, float]:
 def seconds_per_iteration(data: Data, names: Sequence[str], memory_gb: float) -> dict[str, float]:
     """Name -> seconds, each measured once; a variant differs in what it learns and not in what it costs, as do other cases."""
     file = data.preprocessed / f"seconds-per-iteration-{memory_gb:g}GB.json"
-    seconds, trainers = (
-        load_results(file),
-        {name: VARIANTS.get(name, (name,))[0].removesuffix(COMPLETE) for name in names},
-    )
+    seconds = load_results(file)
+    trainers = {name: VARIANTS.get(name, (name,))[0].removesuffix(COMPLETE) for name in names}
     for trainer in trainers.values():
         if trainer not in seconds:
             seconds[trainer] = Method(data, trainer, memory_gb).seconds_per_iteration()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_oar.losses.dice import SMOOTH_VOX
+from nnunet_oar.losses.dice import SMOOTH_VOX, mean_of
 
 
 class DiceCELoss(nn.Module):
@@ -31,7 +31,4 @@ class DiceCELoss(nn.Module):
         overlap = (probability * target).sum(1)
         size = probability.square().sum(1) + target.square().sum(1)
         loss = cross_entropy + 1 - (2 * overlap + SMOOTH_VOX) / (size + SMOOTH_VOX)
-        if annotated is None:
-            return loss.mean()
-        counts = annotated[:, 0].to(loss)
-        return (loss * counts).sum() / counts.sum().clamp_min(1)
+        return mean_of(loss, None if annotated is None else annotated[:, 0])

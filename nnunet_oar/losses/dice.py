@@ -110,7 +110,9 @@ class BatchDiceLoss(nn.Module):
         return mean_of(torch.stack(losses), there) + mean_of(torch.stack(invented), absent)
 
 
-def mean_of(losses: Tensor, counts: Tensor) -> Tensor:
-    """The mean of those that count, a mask of the same shape; 0 with a gradient where none does."""
+def mean_of(losses: Tensor, counts: Tensor | None) -> Tensor:
+    """The mean of those that count, a mask of the same shape, None for all; 0 with a gradient where none does."""
+    if counts is None:
+        return losses.mean()
     counts = counts.to(losses)
     return (losses * counts).sum() / counts.sum().clamp_min(1)

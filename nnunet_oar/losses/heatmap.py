@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from nnunet_oar.losses.dice import mean_of
+
 
 class HeatmapL2Loss(nn.Module):
     """Mean over voxels and annotated organs of the squared difference, each voxel weighted by 1 + `heat_weight` * target.
@@ -28,8 +30,4 @@ class HeatmapL2Loss(nn.Module):
             )
         target = target.float()
         square = (heat.float() - target).square() * (1 + self.heat_weight * target)
-        per_organ = square.flatten(2).mean(-1)
-        if annotated is None:
-            return per_organ.mean()
-        counts = annotated.to(per_organ)
-        return (per_organ * counts).sum() / counts.sum().clamp_min(1)
+        return mean_of(square.flatten(2).mean(-1), annotated)

@@ -188,22 +188,14 @@ class SharedEncoderNet(VolumeNetwork):
         pairs = [pair for pair in plan.low_high_pairs if set(pair) <= set(known)]
         alone = set(known).difference(*pairs)
         found = {label: Box.from_mask(drop_small(masks[label], plan.component_fraction)) for label in alone}
+        axis = plan.left_right_axis
         for pair in pairs:
             low, high = ([Region.of(part) for part in split_instances(masks[x], MOST_REGIONS)] for x in pair)
-            axis = plan.left_right_axis
             # half a length of the shorter one: one map may show the other organ, too, in one piece with its own
             apart = min((region.box.shape[axis] for region in low[:1] + high[:1]), default=0) / 2
             chosen = choose_sides(low, high, axis, apart)
             for label, regions, region in zip(pair, (low, high), chosen, strict=True):
-                found[label] = region and Box.around(
-                    [
-                        part.box
-                        for part in regions
-                        # an organ in pieces, of which the other ones lie on the same side
-                        if part.voxels >= plan.component_fraction * region.voxels
-                        and abs(part.centre[axis] - region.centre[axis]) <= region.box.shape[axis] / 2
-                    ]
-                )
+                found[label] = region and _box_of_pieces(region, regions, axis, plan.component_fraction)
         boxes = {label: found[label] for label in known}
         return {label: box.rescaled(masks.shape[1:], shape) for label, box in boxes.items() if box is not None}
 
@@ -269,3 +261,14 @@ class SharedEncoderNet(VolumeNetwork):
         stop = tuple(map(min, box.stop, grid))
         start = tuple(min(first, last - 1) for first, last in zip(box.start, stop, strict=True))
         return Box(start, stop).rescaled(grid, body.shape).moved(body.start)
+
+
+def _box_of_pieces(chosen: Region, regions: Sequence[Region], axis: int, fraction: float) -> Box:
+    """Of the organ whose map has these regions, `chosen` among them: of that one and of all on its side along the axis that are not
+    smaller than a fraction of it."""
+    return Box.around(
+        region.box
+        for region in regions
+        if region.voxels >= fraction * chosen.voxels
+        and abs(region.centre[axis] - chosen.centre[axis]) <= chosen.box.shape[axis] / 2
+    )

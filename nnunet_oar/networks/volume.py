@@ -48,8 +48,8 @@ class PredictionReport:
             everything = "; the result is empty" if len(missing) == len(organs) else ""
             self.warn(f"not found, and left out: {', '.join(missing)}{everything}")
         for pair in pairs:
-            absent, found = sorted((organs[label - 1] for label in pair), key=self.localised.__contains__)
-            if found in self.localised and absent in missing:
+            found, absent = sorted((organs[label - 1] for label in pair), key=missing.__contains__)
+            if found not in missing and absent in missing:
                 self.warn(f"{found} was found and {absent}, which looks alike, was not: check that it is {found}")
 
 

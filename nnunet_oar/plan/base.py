@@ -115,8 +115,7 @@ class OARPlan:
     def _refuse_mirrored_sides(self) -> None:
         """Never mirror a left organ into a right one without its label."""
         pairs, single = side_pairs({name: label for label, name in enumerate(self.organs, start=1)})
-        swapped = {frozenset(pair) for pair in self.swap_on_flip}
-        if not single and all(frozenset(pair) in swapped for pair in pairs):
+        if not single and self.swaps(pairs):
             return
         risky = self.flip_axes if self.left_right_axis is None else {self.left_right_axis} & set(self.flip_axes)
         if risky:
@@ -125,6 +124,10 @@ class OARPlan:
                 f"plans, section {SECTION!r}: flip_axes is {list(self.flip_axes)}, which may mirror {example} to the other side; "
                 f"swap_on_flip must pair all organs with a side, or left_right_axis be known and not among flip_axes"
             )
+
+    def swaps(self, pairs: Sequence[tuple[int, int]]) -> bool:
+        """Whether mirroring exchanges the labels of each of these pairs, in whatever order."""
+        return {frozenset(pair) for pair in pairs} <= {frozenset(pair) for pair in self.swap_on_flip}
 
     @property
     def data_window(self) -> tuple[float, float] | None:

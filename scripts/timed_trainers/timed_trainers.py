@@ -45,11 +45,10 @@ class Timed:
     def train_step(self, batch: dict) -> dict:
         start = time.perf_counter()
         output = super().train_step(batch)
-        seconds = time.perf_counter() - start
         if self.warm_up:
             self.warm_up, self.dataloader_train.seconds = self.warm_up - 1, 0.0
         else:
-            self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + seconds
+            self.steps, self.seconds_of_steps = self.steps + 1, self.seconds_of_steps + time.perf_counter() - start
         return output
 
     def on_train_end(self):
