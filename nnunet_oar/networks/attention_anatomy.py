@@ -15,7 +15,7 @@ from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecod
 from torch import Tensor, nn
 
 from nnunet_oar.networks.layers import Layer, Part, Sample
-from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_finite, run_float32
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.roi import Box
 from nnunet_oar.slabs import centre_boxes, framed, neighbours
@@ -139,16 +139,22 @@ class AttentionAnatomyNet(VolumeNetwork):
             stop.insert(axis, last)
             return tuple(start), tuple(stop)
 
-        seen, before = False, None
+        # sides of the frame beyond which the slice goes on: (axis of the logits, index)
+        open_sides = [(2 + axis, 0) for axis in range(2) if crop.start[axis] > 0]
+        open_sides += [(2 + axis, -1) for axis in range(2) if crop.stop[axis] < plane[axis]]
+        seen = torch.zeros(len(plan.organs), dtype=torch.bool)
+        cut, before = seen.clone(), None
         for first in range(0, count, plan.prediction_batch):
             last = min(first + plan.prediction_batch, count)
             indices = neighbours(range(first, last), plan.slices, count)
             box = Box(*in_volume(int(indices.min()), int(indices.max()) + 1, crop))
             planes = volume.sample(box, box.shape)[0].movedim(1 + axis, 0)  # (S, C, H, W)
             slabs = framed(planes, volume.lowest, plan.slice_shape)[indices - indices.min()].flatten(1, 2)
-            logits = run_float32(self.network, slabs)[0][(..., *place.slices)]
+            logits = run_finite(self.network, slabs)[0][(..., *place.slices)]
             logits = logits[:, 1:] - logits[:, :1]
-            seen = seen or bool((logits > 0).any())
+            seen |= (logits > 0).amax((0, 2, 3)).cpu()
+            for side, index in open_sides:
+                cut |= (logits.select(side, index) > 0).amax((0, 2)).cpu()
             start, stop = in_volume(first - 1 if first else 0, last, crop)
             if before is not None:
                 logits = torch.cat((before, logits))
@@ -161,5 +167,11 @@ class AttentionAnatomyNet(VolumeNetwork):
                     for label in range(1, self.num_classes)
                 ],
             )
-        if not seen:
+        if not seen.any():
             report.warn("no organ was found: the result is empty")
+        for organ, reaches in zip(self.organs, cut.tolist(), strict=True):
+            if reaches:
+                report.warn(
+                    f"{organ} reaches the side of the frame of {plan.slice_shape} voxels that is looked at in each slice, and may be "
+                    f"cut there; look at it"
+                )

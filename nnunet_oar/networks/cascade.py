@@ -16,7 +16,7 @@ from nnunet_oar.components import drop_small
 from nnunet_oar.networks.crops import segment_growing
 from nnunet_oar.networks.layers import Layer
 from nnunet_oar.networks.residual_unet import ResidualUNet3D
-from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_finite, run_float32
 from nnunet_oar.plan import CascadePlan, TwoStagePlan
 from nnunet_oar.roi import Box
 
@@ -50,7 +50,7 @@ class TwoStageNetwork(VolumeNetwork):
 
     def coarse_labels(self, coarse_image: Tensor) -> np.ndarray:
         """Normalised zoomed CT (1, C, *coarse_shape) -> what the localiser sees in it, (*coarse_shape) integers."""
-        labels = run_float32(self.localizer, coarse_image).argmax(1)[0]
+        labels = run_finite(self.localizer, coarse_image).argmax(1)[0]
         return labels.to(torch.uint8 if self.coarse_classes < 256 else torch.int16).cpu().numpy()
 
     def zoomed(self, volume: Volume) -> Tensor:
@@ -60,7 +60,7 @@ class TwoStageNetwork(VolumeNetwork):
         """Logits relative to the background, (1, K, *fine_shape), of one box; `flips`: spatial axes to mirror meanwhile."""
         axes = [axis + 2 for axis in flips]
         crop = volume.sample(box, self.plan.fine_shape)
-        logits = run_float32(self.segmenter, crop.flip(axes)).flip(axes)
+        logits = run_finite(self.segmenter, crop.flip(axes)).flip(axes)
         if self.plan.left_right_axis in flips:
             order = list(range(self.num_classes))
             for left, right in self.plan.swap_on_flip:

@@ -14,7 +14,7 @@ from nnunet_oar.networks.crops import segment_growing, with_background
 from nnunet_oar.networks.heatmap import HeatmapNet3D
 from nnunet_oar.networks.layers import Layer
 from nnunet_oar.networks.unet3d import UNet3D
-from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_float32
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, run_finite, run_float32
 from nnunet_oar.pairs import MOST_REGIONS, choose_sides
 from nnunet_oar.plan import HeatmapPlan
 from nnunet_oar.roi import Box
@@ -88,7 +88,7 @@ class HeatmapCascadeNetwork(VolumeNetwork):
     def localise(self, coarse_image: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:
         """Normalised CT (1, C, Z, Y, X) at the localiser's spacing -> of each organ the centre in voxels of the image (edge
         coordinates), None where it is absent, or was in all of the training cases."""
-        return self.centres(run_float32(self.localizer, coarse_image), image_shape)
+        return self.centres(run_finite(self.localizer, coarse_image), image_shape)
 
     def centres(self, heat: Tensor, image_shape: tuple[int, ...]) -> list[tuple[float, float, float] | None]:
         """As `localise`, of the localiser's heat (1, K - 1, Z, Y, X)."""
@@ -126,5 +126,5 @@ class HeatmapCascadeNetwork(VolumeNetwork):
     def _segment(self, volume: Volume, box: Box, organ: str, label: int) -> Tensor:
         """Logits of background (0) and organ, (1, 2, *grid), of one box at the organ's own spacing."""
         grid = self.plan.organ_shape(organ, box.shape)
-        logits = run_float32(self.segmenters[str(label)], volume.sample(box, grid))
+        logits = run_finite(self.segmenters[str(label)], volume.sample(box, grid))
         return with_background(logits)

@@ -22,7 +22,7 @@ from nnunet_oar.networks.crops import segment_growing, with_background
 from nnunet_oar.networks.layers import Layer, Sample
 from nnunet_oar.networks.normalisation import WindowedInstanceNorm3d
 from nnunet_oar.networks.precision import autocast
-from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork
+from nnunet_oar.networks.volume import PredictionReport, Volume, VolumeNetwork, require_finite
 from nnunet_oar.padding import pad_to, padded_shape
 from nnunet_oar.pairs import MOST_REGIONS, choose_sides
 from nnunet_oar.plan import SharedEncoderPlan
@@ -228,12 +228,13 @@ class SharedEncoderNet(VolumeNetwork):
         grid = plan.grid_shape(body.shape)
         shape = self.padded(grid)
         out = self.forward_batch({"image": pad_to(volume.sample(body, grid), shape)})
+        require_finite(out["coarse"])
         layers = []
         for label, found in self.find_organs(out["coarse"], shape).items():
             organ = self.organs[label - 1]
             report.localised[organ] = self._in_image(found, grid, body)
             box, logits = segment_growing(
-                lambda wanted, label=label: with_background(self.decode(out["features"], label, wanted)),
+                lambda wanted, label=label: self._segment(out["features"], label, wanted),
                 self.fine_box(found, shape),
                 shape,
                 plan.total_stride,
@@ -254,6 +255,11 @@ class SharedEncoderNet(VolumeNetwork):
             layers.append(Layer(label, start, tuple(map(min, stop, body.stop)), (Sample(start, stop, logits[0, 1]),)))
         report.warn_of_missing(self.organs, plan.low_high_pairs)
         return layers
+
+    def _segment(self, features: Sequence[Tensor], label: int, box: Box) -> Tensor:
+        logits = self.decode(features, label, box)
+        require_finite(logits)
+        return with_background(logits)
 
     @staticmethod
     def _in_image(box: Box, grid: Sequence[int], body: Box) -> Box:

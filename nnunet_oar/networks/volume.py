@@ -155,3 +155,21 @@ def run_float32(network: nn.Module, images: Tensor) -> Tensor | tuple[Tensor, ..
     with autocast(images.device):
         out = network(images)
     return out.float() if isinstance(out, Tensor) else tuple(part.float() for part in out)
+
+
+def run_finite(network: nn.Module, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """As `run_float32`, for prediction: raises ValueError where what comes out is not finite."""
+    out = run_float32(network, images)
+    for part in (out,) if isinstance(out, Tensor) else out:
+        require_finite(part)
+    return out
+
+
+def require_finite(out: Tensor) -> None:
+    """Raise ValueError for NaN or infinities in what a network says, which would look like background: nothing is above 0 there."""
+    # the sum of finite ones is finite, and needs no memory
+    if not out.sum().isfinite():
+        raise ValueError(
+            "a network's output is NaN or infinite: its training has diverged or, on a GPU, its values are larger than float16 "
+            "holds; try -device cpu or another checkpoint"
+        )

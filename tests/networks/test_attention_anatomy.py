@@ -229,3 +229,36 @@ def test_phases_survive_the_plans_file():
     ):
         with pytest.raises(ValueError, match=f"phases is .* allowed is a list, each {sentence}|{sentence}"):
             AttentionPlan.from_section(section | {"phases": [bad]})
+
+
+def warnings_of(network: AttentionAnatomyNet, image: torch.Tensor) -> list[str]:
+    network.network = ShowsSlice()
+    with torch.no_grad():
+        network(image)
+    return network.reports[0].warnings
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_organ_that_the_frame_cuts_is_named_with_a_warning(axis):
+    """The frame holds rows 4 to 35 and columns 6 to 53; organ b is what is a slice above."""
+    image = torch.full((1, 1, 6, 40, 60), -100.0)
+    image[:, :, 2, 20:36, 20:30] = 500.0
+    (a, b) = warnings_of(network(slice_axis=axis), image.movedim(2, 2 + axis))
+    assert a.startswith("a reaches the side of the frame of (32, 48)") and b.startswith("b reaches the side")
+
+
+@pytest.mark.parametrize("rows, shape", [((20, 35), (40, 60)), ((8, 32), (32, 60)), ((8, 30), (30, 40))])
+def test_organs_inside_the_frame_and_at_faces_of_the_image_are_not_cut(rows, shape):
+    image = torch.full((1, 1, 6, *shape), -100.0)
+    image[:, :, 2, slice(*rows), 20:30] = 500.0
+    assert warnings_of(network(), image) == []
+
+
+def test_what_is_not_finite_is_refused():
+    under_test = network()
+    under_test.network = ShowsSlice()
+    under_test.network.register_forward_hook(
+        lambda module, args, out: (out[0].index_fill(3, torch.tensor(3), torch.nan), out[1])
+    )
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        under_test(volume(1, 5, 32, 48))

@@ -302,3 +302,12 @@ def test_segmentation_layers_have_the_name_that_pretrained_weights_skip():
     assert {n: v.shape for n, v in more.state_dict().items() if ".seg_layers." not in n} == {
         n: v.shape for n, v in fewer.items() if ".seg_layers." not in n
     }
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_what_is_not_finite_is_refused_and_not_taken_for_background(stage, value):
+    network, (image, _) = make(), phantom()
+    network.stages[stage].register_forward_hook(lambda module, args, out: out.index_fill(2, torch.tensor(3), value))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        predicted(network, image)

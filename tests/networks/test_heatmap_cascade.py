@@ -213,3 +213,12 @@ def test_the_measured_numbers_are_part_of_the_checkpoint():
     network = make()
     assert {"organ_size_mm", "margin_mm", "centre_error_mm"} <= set(network.state_dict())
     assert torch.equal(HeatmapCascadeNetwork(1, HeatmapPlan(**SMALL)).margin_mm[0], torch.tensor((6.0, 4.5, 3.0)))
+
+
+@pytest.mark.parametrize("stage", ["localizer", "segmenters"])
+def test_what_is_not_finite_is_refused(stage):
+    network, (image, _) = make(), phantom()
+    module = network.localizer if stage == "localizer" else network.segmenters["2"]
+    module.register_forward_hook(lambda module, args, out: out.index_fill(2, torch.tensor(3), torch.nan))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        predicted(network, image)

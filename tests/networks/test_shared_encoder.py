@@ -392,3 +392,12 @@ def test_blocks_and_decoders_have_the_shapes_they_say():
     # -pretrained_weights leaves the coarse branch's outputs out
     names = SharedEncoderNet(1, SharedEncoderPlan(**SMALL)).state_dict()
     assert any(name.startswith("coarse_head.seg_layers.") for name in names)
+
+
+@pytest.mark.parametrize("stage", ["coarse_head", "decoders"])
+def test_what_is_not_finite_is_refused(stage):
+    network, (image, _) = make(), phantom()
+    module = network.coarse_head if stage == "coarse_head" else network.decoders["2"]
+    module.register_forward_hook(lambda module, args, out: out.index_fill(-1, torch.tensor(3), torch.nan))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        predicted(network, image)
