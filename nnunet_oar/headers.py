@@ -17,6 +17,8 @@ import nibabel
 import numpy as np
 
 NIFTI = (".nii.gz", ".nii")
+# of a voxel's size in two places of one header: formats round
+SIZE_TOLERANCE = 0.01
 # longer than any header of text
 LONGEST = 1 << 20
 # what lies between name and value, and which line is the last
@@ -67,10 +69,21 @@ def held_and_needed(path: Path, image: nibabel.spatialimages.SpatialImage) -> tu
 
 
 def require_numbers(image: nibabel.spatialimages.SpatialImage) -> None:
-    """Raise ValueError for a spacing that is none and for voxels that are not finite: ITK repairs both without a word."""
-    sizes = [*image.header.get_zooms()[:3], *np.linalg.norm(image.affine[:3, :3], axis=0)]
-    if not all(np.isfinite(size) and size > 0 for size in sizes):
-        raise ValueError(f"the header's spacing must be above 0 mm, got {[float(size) for size in sizes]}")
+    """Raise ValueError for a spacing that is none, or of which the header says two things, and for voxels that are not finite: ITK
+    repairs the one, takes one of the others, which is not nibabel's, and keeps the last without a word."""
+    columns = image.affine[:3, :3]
+    zooms, lengths = [float(size) for size in image.header.get_zooms()[:3]], np.linalg.norm(columns, axis=0)
+    if not all(np.isfinite(size) and size > 0 for size in (*zooms, *lengths)):
+        raise ValueError(f"the header's spacing must be above 0 mm, got {[*zooms, *lengths.tolist()]}")
+    angles = columns.T @ columns / np.outer(lengths, lengths)
+    # a gantry's tilt makes the columns longer than the distance of the slices
+    sheared = np.abs(angles - np.eye(len(lengths))).max() > SIZE_TOLERANCE
+    if len(zooms) == 3 and not sheared and not np.allclose(lengths, zooms, rtol=SIZE_TOLERANCE):
+        said = " and ".join(" x ".join(f"{size:.4g}" for size in sizes) for sizes in (zooms, lengths))
+        raise ValueError(
+            f"the header holds two sizes of a voxel, {said} mm (pixdim and sform), of which readers choose differently; correct "
+            f"the one that is wrong"
+        )
     if image.get_data_dtype().kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(np.asanyarray(image.dataobj))))
         if bad:

@@ -158,6 +158,13 @@ def test_strides_stop_at_small_and_coarse_axes():
             [(1, 2)],
             ["lung_middle_lobe_right"],
         ),
+        (("Niere_re", "Niere_li", "rein_gauche", "rein_droit"), [(2, 1), (3, 4)], []),
+        (("Lunge links", "Lunge rechts", "parotis sinister", "parotis dexter"), [(1, 2), (3, 4)], []),
+        (("leftlung", "rightlung", "Heart"), [(1, 2)], []),
+        (("PAROTIDR", "PAROTIDL", "LLUNG", "RLUNG"), [(2, 1), (3, 4)], []),
+        (("lparotid", "rparotid", "lung upperleft", "lung upperright"), [(1, 2), (3, 4)], []),
+        (("liver", "rectum", "larynx", "trachea"), [], []),
+        (("leftlung", "heart"), [], []),
     ],
 )
 def test_sides_are_words_of_the_name(names, pairs, single):

@@ -116,7 +116,6 @@ def predict(args: argparse.Namespace) -> int:
         DicomCase,
         Outputs,
         find_cases,
-        made_with,
         require_other_folder,
         write_statistics,
     )
@@ -156,11 +155,12 @@ def predict(args: argparse.Namespace) -> int:
         remove_leftovers(args.o)
     todo = cases
     if args.continue_prediction:
-        wanted = made_with(predictor)
-        todo = [case for case in cases if not case.done(args.o, outputs.probabilities, wanted)]
+        todo = [case for case in cases if not case.done(args.o, outputs, predictor)]
         again = sum(case.output(args.o).exists() for case in todo)
         if again:
-            print(f"{again} cases are there damaged, of another model or with other options: they are predicted again")
+            print(
+                f"{again} cases are there damaged, of another CT or model or with other options: they are predicted again"
+            )
         if len(todo) < len(cases) and not args.quiet:
             print(f"{len(cases) - len(todo)} of {len(cases)} cases are there already and stay as they are")
     copy_descriptions(folder, args.o)

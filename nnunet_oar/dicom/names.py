@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from nnunet_oar.sides import LEFT, RIGHT
+
 # other signs mean something: TG-263 marks parts of organs with ~, margins with + and -, structures that are no organs with
 # a leading _, and people doubt with ?
 _PLAIN = re.compile(r"[^\W_]([\w .,()/-]*[\w.)])?")
-LEFT = {"l", "lt", "left", "li", "links", "sin", "sinister", "gauche"}
-RIGHT = {"r", "rt", "right", "re", "rechts", "dex", "dexter", "droite", "droit"}
 # TG-263's name without its side -> other names in use; case, separators and order of the side do not matter
 SINGLE = {
     "Brain": ("whole brain", "gehirn"),

@@ -33,6 +33,19 @@ from nnunet_oar.version import __version__
 # files of these names lie beside the results
 RESERVED = ("dataset", "plans", "statistics")
 CHANNEL = re.compile(r"_(\d{4})$")
+PROBABILITIES, PREVIEW = (".npz", ".pkl"), ".png"
+# of all that may be written for a case
+RESULTS = (*ENDINGS, ".dcm", ".seg.dcm", *PROBABILITIES, PREVIEW)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written: in which format, and besides labels and manifest. region_names: organ -> name in DICOM results."""
+
+    probabilities: bool = False
+    preview: bool = False
+    format: str = "nifti"
+    region_names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,20 +59,34 @@ class Case:
     def output(self, folder: Path) -> Path:
         return folder / f"{self.name}{self.ending}"
 
-    def done(self, folder: Path, probabilities: bool, wanted: Mapping) -> bool:
-        """Whether the folder holds the results of this model with these options (see `made_with`), undamaged."""
-        output, notes = self.output(folder), folder / f"{self.name}.json"
-        if not (
-            output.is_file() and notes.is_file() and (not probabilities or (folder / f"{self.name}.pkl").is_file())
-        ):
+    def results(self, outputs: Outputs) -> list[str]:
+        """The names of all files that are written for it, but the manifest."""
+        endings = [
+            self.ending,
+            *(PROBABILITIES if outputs.probabilities else ()),
+            *((PREVIEW,) if outputs.preview else ()),
+        ]
+        return [f"{self.name}{ending}" for ending in endings]
+
+    def source(self) -> dict:
+        """Whether the files are those of before is told by their size and date: reading them takes as long as predicting."""
+        stats = [path.stat() for path in self.files]
+        return {"bytes": sum(stat.st_size for stat in stats), "modified_ns": max(stat.st_mtime_ns for stat in stats)}
+
+    def done(self, folder: Path, outputs: Outputs, predictor: OARPredictor) -> bool:
+        """Whether the folder holds the results of this model on these files with these options (see `made_with`), undamaged."""
+        known, names = _manifest_of(folder, self), self.results(outputs)
+        if not _same(known, made_with(self, predictor, outputs)) or not set(names) <= set(known["files"]):
             return False
         try:
-            known = json.loads(notes.read_text())
-            if is_nifti(output):
-                require_whole(output, nibabel.load(output))
+            for path in (folder / name for name in names):
+                if not path.is_file():
+                    return False
+                if is_nifti(path):
+                    require_whole(path, nibabel.load(path))
         except (ValueError, OSError, ImageFileError):
             return False
-        return isinstance(known, dict) and all(known.get(key) == value for key, value in wanted.items())
+        return True
 
     def read(self) -> Image:
         return read_image(self.files)
@@ -77,21 +104,20 @@ class DicomCase(Case):
         """Whether the result is DICOM and refers to the CT, by UIDs that it must then have."""
         return self.ending.endswith(".dcm")
 
+    def source(self) -> dict:
+        stats = [path.stat() for path in self.files[0].rglob("*") if path.is_file()]
+        return {
+            "bytes": sum(stat.st_size for stat in stats),
+            "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
+            "series": self.series,
+            "resample": self.resample,
+        }
+
     def read(self) -> Image:
         image = read_dicom(self.files[0], self.series, self.resample)
         if self.refers:
             require_references(image.series)
         return image
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is written: in which format, and besides labels and manifest. region_names: organ -> name in DICOM results."""
-
-    probabilities: bool = False
-    preview: bool = False
-    format: str = "nifti"
-    region_names: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_cases(
@@ -223,8 +249,12 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
     Two processes may write the same case, as when a cluster gives up a worker that is still at it: the last one wins.
     """
     start = time.perf_counter()
-    # those of an earlier run are not to lie beside what is said of the new ones
-    case.output(folder).unlink(missing_ok=True)
+    made, names = made_with(case, predictor, outputs), case.results(outputs)
+    before = _manifest_of(folder, case)
+    # results in other formats may lie beside the new ones where the new manifest is true of them, too
+    kept = set(before["files"]) - set(names) if _same(before, made) else set()
+    for name in {*before["files"], *names} - kept:
+        (folder / name).unlink(missing_ok=True)
     if outputs.probabilities:
         _write_probabilities(case, prediction, predictor, folder)
     if outputs.preview:
@@ -233,7 +263,24 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
         _write_result(temporary, prediction, predictor, outputs)
         prediction.seconds["write"] = time.perf_counter() - start
         with written_whole(folder / f"{case.name}.json", shared=True, keep_ending=True) as file:
-            file.write_text(json.dumps(manifest(case, prediction, predictor), indent=1))
+            about = manifest(case, prediction, predictor) | made | {"files": sorted({*kept, *names})}
+            file.write_text(json.dumps(about, indent=1))
+
+
+def _manifest_of(folder: Path, case: Case) -> dict:
+    """What the folder says of the case; {"files": []} where nothing, or nothing that can be read."""
+    try:
+        known = json.loads((folder / f"{case.name}.json").read_text())
+    except (ValueError, OSError):
+        known = None
+    if not isinstance(known, dict) or not isinstance(known.get("files"), list):
+        return {"files": []}
+    ours = {f"{case.name}{ending}" for ending in RESULTS}
+    return known | {"files": [name for name in known["files"] if name in ours]}
+
+
+def _same(known: Mapping, made: Mapping) -> bool:
+    return all(known.get(key) == value for key, value in made.items())
 
 
 def _write_result(path: Path, prediction: Prediction, predictor: OARPredictor, outputs: Outputs) -> None:
@@ -292,7 +339,6 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
         # not those of the file
         "boxes_are_in": {"axes": prediction.axes, "spacing_mm": list(predictor.model.configuration["spacing"])},
         "seconds": {step: _rounded(seconds) for step, seconds in prediction.seconds.items()},
-        **made_with(predictor),
         "device": str(predictor.device),
         "precision": precision_of(predictor.device),
         "threads": torch.get_num_threads(),
@@ -300,10 +346,11 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
     }
 
 
-def made_with(predictor: OARPredictor) -> dict:
-    """Model and options, as the manifest has them."""
+def made_with(case: Case, predictor: OARPredictor, outputs: Outputs) -> dict:
+    """Files, model and options, as the manifest has them: where one differs the results are others."""
     model, plan = predictor.model, predictor.plan
     return {
+        "source": case.source(),
         "model": {
             "trainer": plan.trainer,
             "dataset": model.plans.get("dataset_name"),
@@ -317,6 +364,7 @@ def made_with(predictor: OARPredictor) -> dict:
             "organs": list(predictor.organs),
             "remove_small_mm3": predictor.remove_small_mm3,
             "postprocessing": predictor.postprocessing,
+            "region_names": dict(outputs.region_names),
         },
     }
 

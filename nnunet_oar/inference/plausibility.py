@@ -28,23 +28,26 @@ def implausible(
     agreement: Mapping[str, float] | None,
     asked: Sequence[str],
 ) -> list[str]:
-    """One sentence for each thing. organs: as Prediction.organs, with `box` in voxels of an image of `shape` and `spacing_mm`
-    whose axes grow towards `letters`, and `extent_vox` in voxels of the working spacing; agreement: as Prediction.agreement.
-    asked: the organs that were asked for."""
+    """One sentence for each thing. organs: as `measured` gives them, of all that were found, with `box` in voxels of an image of
+    `shape` and `spacing_mm` whose axes grow towards `letters`, and `extent_vox` in voxels of the working spacing; agreement: as
+    Prediction.agreement. asked: the organs that were asked for."""
     texts = []
-    for name, organ in organs.items():
+    wanted = {name: organ for name, organ in organs.items() if name in asked}
+    for name, organ in wanted.items():
         texts += _size(plan, name, organ)
-    texts += _intensities(plan, organs)
+    texts += _intensities(plan, wanted)
     absent = [name for name in asked if name in plan.always_present and name not in organs] if organs else []
     if absent:
         texts.append(f"{', '.join(absent)}: not in the result, and in all training cases")
-    texts += _sides(organs, letters)
+    texts += _sides(organs, letters, asked)
     if not organs:
         texts.append("no organ was found")
-    elif set(asked) == set(plan.organs) and plan.organ_free_mm is not None and letters == plan.array_orientation:
+    elif not wanted and not absent:
+        texts.append("none of the organs that were asked for was found")
+    if organs and plan.organ_free_mm is not None and letters == plan.array_orientation:
         texts += _organ_free(plan, organs, shape, spacing_mm, letters)
     for name, dice in (agreement or {}).items():
-        if dice < LEAST_AGREEMENT:
+        if name in asked and dice < LEAST_AGREEMENT:
             texts.append(f"{name}: the folds disagree (a fold's Dice with the result is {dice:.2f})")
     return texts
 
@@ -76,15 +79,18 @@ def _intensities(plan: OARPlan, organs: Mapping[str, Mapping[str, Any]]) -> list
     return [f"mean HU unlike in training: {', '.join(odd)}; are the CT's values HU?"] if odd else []
 
 
-def _sides(organs: Mapping[str, Mapping[str, Any]], letters: str) -> list[str]:
-    """Left organs lie to the left of right ones in every patient with organs at their usual sides."""
+def _sides(organs: Mapping[str, Mapping[str, Any]], letters: str, asked: Sequence[str]) -> list[str]:
+    """Left organs lie to the left of right ones in every patient with organs at their usual sides; of pairs one of which was asked
+    for."""
     names = list(organs)
     axis = next(index for index, letter in enumerate(letters) if letter in "LR")
     sign = 1 if letters[axis] == "L" else -1
     texts = []
     for left, right in side_pairs({name: label for label, name in enumerate(names)})[0]:
         left, right = names[left], names[right]
-        if sign * (organs[left]["box"].centre[axis] - organs[right]["box"].centre[axis]) < 0:
+        if {left, right} & set(asked) and sign * (
+            organs[left]["box"].centre[axis] - organs[right]["box"].centre[axis]
+        ) < 0:
             texts.append(f"{left} lies to the right of {right}; is the CT's orientation right?")
     return texts
 

@@ -7,6 +7,7 @@ logits of its size exist. docs/benchmarks.md compares with stock nnUNetv2_predic
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from nnunet_oar.networks.volume import PredictionReport
 from nnunet_oar.plan import AttentionPlan
 from nnunet_oar.roi import Box
 from nnunet_oar.sides import side_pairs
+
+logger = logging.getLogger(__name__)
 
 # nnU-Net's reorienting readers turn arrays so: inferior to superior, posterior to anterior, left to right
 CANONICAL = "SAR"
@@ -111,9 +114,13 @@ class OARPredictor:
     ) -> Any:
         """Label image of a SimpleITK or nibabel image, on the same grid, or label array of an array (see `as_image`).
 
-        Raises ValueError for what is no CT, or has another number of channels than the model.
+        What there is to distrust is logged as warnings; `run` returns it. Raises ValueError for what is no CT, or has another
+        number of channels than the model.
         """
-        return self.run(as_image(image, spacing_mm, direction)).label_image
+        result = self.run(as_image(image, spacing_mm, direction))
+        for text in result.warnings:
+            logger.warning(text)
+        return result.label_image
 
     def run(self, image: Image, probabilities: bool = False) -> Prediction:
         """The same with everything that is known about the result."""
@@ -144,9 +151,9 @@ class OARPredictor:
         with result.timed("postprocess"):
             self._clean(labels, where, spacing_mm, letters, result)
         with result.timed("measure"):
-            result.organs = measured(array[0], labels, where, plan.organs, spacing_mm, valid.shape, shape)
-        kept = result.agreement and {organ: of for organ, of in result.agreement.items() if organ in self.organs}
-        result.warnings += implausible(plan, result.organs, labels.shape, spacing_mm, letters, kept, self.organs)
+            found = measured(array[0], labels, where, plan.organs, spacing_mm, valid.shape, shape)
+        result.warnings += implausible(plan, found, labels.shape, spacing_mm, letters, result.agreement, self.organs)
+        self._keep_wanted(labels, where, found, result)
         return result
 
     def predict_folder(self, source: Path | str, output: Path | str) -> dict[str, list[str]]:
@@ -240,20 +247,29 @@ class OARPredictor:
             steps = {label: plan.postprocessing.get(organ, ()) for label, organ in enumerate(plan.organs, start=1)}
             axis = next(index for index, letter in enumerate(letters) if letter in "SI")
             changes = postprocess(labels, where, steps, axis, spacing_mm)
-            names = {plan.organs[label - 1]: change for label, change in changes.items()}
-            result.postprocessed = {name: change for name, change in names.items() if name in self.organs}
+            result.postprocessed = {plan.organs[label - 1]: change for label, change in changes.items()}
+        if self.remove_small_mm3 <= 0:
+            return
         for label, box in where.items():
             here, organ = labels[box.slices], plan.organs[label - 1]
-            if organ not in self.organs:
+            mask = here == label
+            mask &= ~drop_below(mask, self.remove_small_mm3 / np.prod(spacing_mm))
+            if mask.any():
+                here[mask] = 0
+                change = result.postprocessed.setdefault(organ, {"added": 0, "removed": 0, "components_removed": 0})
+                change["removed"] += int(np.count_nonzero(mask))
+                change["components_removed"] += len(label_components(mask)[2])
+
+    def _keep_wanted(self, labels: np.ndarray, where: dict[int, Box], found: dict, result: Prediction) -> None:
+        """Leave out the organs that were not asked for: after all were looked at, as a side is told by its partner."""
+        for label, box in where.items():
+            if self.plan.organs[label - 1] not in self.organs:
+                here = labels[box.slices]
                 here[here == label] = 0
-            elif self.remove_small_mm3 > 0:
-                mask = here == label
-                mask &= ~drop_below(mask, self.remove_small_mm3 / np.prod(spacing_mm))
-                if mask.any():
-                    here[mask] = 0
-                    change = result.postprocessed.setdefault(organ, {"added": 0, "removed": 0, "components_removed": 0})
-                    change["removed"] += int(np.count_nonzero(mask))
-                    change["components_removed"] += len(label_components(mask)[2])
+        result.organs, result.postprocessed, result.agreement = (
+            of and {organ: value for organ, value in of.items() if organ in self.organs}
+            for of in (found, result.postprocessed, result.agreement)
+        )
 
 
 class _Agreement:

@@ -172,6 +172,6 @@ class AttentionAnatomyNet(VolumeNetwork):
         for organ, reaches in zip(self.organs, cut.tolist(), strict=True):
             if reaches:
                 report.warn(
-                    f"{organ} reaches the side of the frame of {plan.slice_shape} voxels that is looked at in each slice, and may be "
-                    f"cut there; look at it"
+                    f"{organ} reaches the side of the frame of {plan.slice_shape} voxels that is looked at in each slice, and "
+                    f"may be cut there; look at it"
                 )

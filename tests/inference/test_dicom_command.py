@@ -114,6 +114,28 @@ def test_formats_do_not_take_each_other_for_done(model, tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("in.*")} == {"in.dcm", "in.seg.dcm", "in.nii.gz", "in.json"}
 
 
+def test_results_of_other_options_do_not_stay_beside_the_manifest(model, tmp_path):
+    ct(tmp_path / "in")
+    command = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-q")
+    other = ("--organs", "heart")
+    assert predict(*command) == 0
+    first = (tmp_path / "out" / "in.nii.gz").read_bytes()
+    assert predict(*command, *other, "--format", "rtstruct") == 0
+    assert {path.name for path in (tmp_path / "out").glob("in.*")} == {"in.dcm", "in.json"}
+    assert predict(*command, *other, "--continue_prediction") == 0
+    assert (tmp_path / "out" / "in.nii.gz").read_bytes() != first
+    assert {path.name for path in (tmp_path / "out").glob("in.*")} == {"in.dcm", "in.json", "in.nii.gz"}
+
+
+def test_names_of_regions_are_options(model, tmp_path, capsys):
+    ct(tmp_path / "in")
+    (tmp_path / "names.json").write_text('{"heart": "Heart"}')
+    command = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-f", 0, "--format", "rtstruct")
+    for options, again in (((), False), ((), True), (("--roi-names", tmp_path / "names.json"), False)):
+        assert predict(*command, *options, "--continue_prediction") == 0
+        assert ("1 of 1 cases are there already" in capsys.readouterr().out) == again
+
+
 @pytest.mark.parametrize("form", ["rtstruct", "dicomseg"])
 def test_sparse_and_odd_headers(model, form, tmp_path):
     """What archives leave out, or fill with what the standard does not allow."""

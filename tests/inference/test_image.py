@@ -98,6 +98,9 @@ def bad_files(folder):
     two.set_sform(affine, 2)
     two.set_qform(np.diag([-1.0, 1, 1, 1]) @ affine, 1)
     nibabel.save(two, folder / "directions.nii.gz")
+    sizes = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine)
+    sizes.header["pixdim"][1:4], sizes.header["qform_code"] = 1, 0
+    nibabel.save(sizes, folder / "sizes.nii.gz")
     return folder
 
 
@@ -107,6 +110,7 @@ def bad_files(folder):
         ("truncated.nii.gz", ""), ("text.nii.gz", ""), ("empty.nii.gz", ""), ("missing.nii.gz", "does not exist"),
         ("four.nii.gz", "4 dimensions"), ("rgb.mha", "3 values in each voxel"), ("nan.nrrd", "1 voxels are NaN"),
         ("spacing.mha", "check the header's spacing"), ("directions.nii.gz", "two affines"),
+        ("sizes.nii.gz", "two sizes of a voxel, 1 x 1 x 1 and 0.9 x 0.9 x 3 mm"),
     ],
 )  # fmt: skip
 def test_what_is_no_ct_is_refused_with_its_name(tmp_path, name, words):
@@ -114,6 +118,18 @@ def test_what_is_no_ct_is_refused_with_its_name(tmp_path, name, words):
         read_image([bad_files(tmp_path) / name])
     text = str(error.value)
     assert name in text and words in text and "\n" not in text
+
+
+@pytest.mark.parametrize("factor, taken", [(1.002, True), (0.98, False)])
+def test_sizes_that_formats_round_are_one(tmp_path, factor, taken):
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([-0.9, -0.9, 3.0, 1.0]))
+    image.header["pixdim"][3] *= factor
+    nibabel.save(image, tmp_path / "ct.nii.gz")
+    if taken:
+        assert read_image([tmp_path / "ct.nii.gz"]).spacing_mm[0] == pytest.approx(3.0, rel=0.01)
+    else:
+        with pytest.raises(ValueError, match="ct.nii.gz.* two sizes of a voxel"):
+            read_image([tmp_path / "ct.nii.gz"])
 
 
 def test_an_image_says_itself_how_it_lies():
@@ -260,6 +276,7 @@ def test_labels_of_a_scaled_nifti_are_not_scaled(tmp_path):
     for name, affine in (("straight.nii.gz", np.diag([-2.0, 2.0, 3.0, 1.0])), ("shear.nii.gz", shear)):
         image = nibabel.Nifti1Image(stored, None)
         image.set_sform(affine, 1)
+        image.header.set_zooms((2.0, 2.0, 3.0))
         image.header.set_slope_inter(0.5, -1024)
         nibabel.save(image, tmp_path / "scaled.nii.gz")
         raw = np.asarray(nibabel.load(tmp_path / "scaled.nii.gz").dataobj)

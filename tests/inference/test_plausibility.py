@@ -55,6 +55,14 @@ def test_nothing_found():
     assert implausible(PLAN, {}, SHAPE, SPACING, "SAR", None, PLAN.organs) == ["no organ was found"]
 
 
+def test_of_organs_that_were_not_asked_for_only_the_sides_are_told():
+    organs = {"kidney_left": organ(RIGHT, ml=20.0), "kidney_right": organ(LEFT)}
+    (text,) = implausible(PLAN, organs, SHAPE, SPACING, "SAR", {"kidney_left": 0.1}, ("kidney_right",))
+    assert "kidney_left lies to the right of kidney_right" in text
+    (text,) = implausible(PLAN, {"kidney_left": organ(LEFT)}, SHAPE, SPACING, "SAR", None, ("kidney_right",))
+    assert text == "none of the organs that were asked for was found"
+
+
 def test_an_organ_that_all_training_cases_hold_is_missed():
     plan = replace(PLAN, always_present=("kidney_right",))
     for missing, asked, words in (

@@ -16,6 +16,7 @@ from toy_model import ORGANS, SMALL, make_model
 
 from nnunet_oar.cli import main
 from nnunet_oar.inference import OARPredictor, batch
+from nnunet_oar.inference.image import as_image
 from nnunet_oar.inference.model import load_model
 from nnunet_oar.networks.cascade import CascadeNetwork
 from nnunet_oar.networks.layers import Layer
@@ -270,7 +271,8 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
     content = json.loads((tmp_path / "out" / "one.json").read_text())
     assert set(content) == {
         "case", "input", "series", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement",
-        "boxes", "boxes_are_in", "seconds", "model", "options", "device", "precision", "threads", "versions",
+        "boxes", "boxes_are_in", "seconds", "source", "model", "options", "files", "device", "precision", "threads",
+        "versions",
     }  # fmt: skip
     assert content["case"] == "one" and content["input"] == ["one_0000.nii.gz"] and content["device"] == "cpu"
     assert content["shape"] == [9, 12, 14] and content["spacing_mm"] == [3, 2, 2]
@@ -287,7 +289,9 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
         "organs": ["heart", "kidney_left"],
         "remove_small_mm3": 30,
         "postprocessing": True,
+        "region_names": {},
     }
+    assert content["files"] == ["one.nii.gz"]
     assert content["model"]["sha256"] == {
         fold: hashlib.sha256((model / f"fold_{fold}" / "checkpoint_final.pth").read_bytes()).hexdigest()
         for fold in "01"
@@ -331,8 +335,29 @@ def test_continuing_repeats_what_is_damaged_or_was_made_otherwise(model, folder,
     for options, again in ((("--organs", "heart"), 3), (("-f", 1), 3), ((), 3), ((), 0)):
         assert predict(*command, *options, "-o", out, "--continue_prediction", "--disable_progress_bar") == 0
         said = capsys.readouterr().out
-        assert (f"{again} cases are there damaged, of another model" in said) == bool(again)
+        assert (f"{again} cases are there damaged, of another CT or model" in said) == bool(again)
     assert np.array_equal(labels_in(out / "three.mha"), labels_in(whole / "three.mha"))
+
+
+def test_probabilities_of_another_model_or_ct_do_not_stay(model, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ("-i", folder / "one_0000.nii.gz", "-o", out, "-m", model)
+    assert predict(*command, "-f", 0, "--save_probabilities", "--preview", "-q") == 0
+    first = (out / "one.npz").read_bytes()
+    # what somebody else put there is not touched
+    (out / "one.txt").write_text("a note")
+    assert predict(*command, "-f", 1, "-q") == 0
+    assert names(out) == ["dataset.json", "one.json", "one.nii.gz", "one.txt", "plans.json"]
+    again = ("-f", 1, "--save_probabilities", "--continue_prediction")
+    assert predict(*command, *again, "-q") == 0 and (out / "one.npz").read_bytes() != first
+    # the same model without them: they are its own still
+    assert predict(*command, "-f", 1, "-q") == 0 and {"one.npz", "one.pkl"} < set(names(out))
+    capsys.readouterr()
+    assert predict(*command, *again) == 0 and "1 of 1 cases are there already" in capsys.readouterr().out
+    sitk.WriteImage(ct(7), str(folder / "one_0000.nii.gz"))
+    assert predict(*command, *again) == 0 and "1 cases are there damaged, of another CT" in capsys.readouterr().out
+    (out / "one.pkl").unlink()
+    assert predict(*command, *again) == 0 and "1 cases are there damaged" in capsys.readouterr().out
 
 
 def test_an_interruption_is_one_line(model, folder, tmp_path, monkeypatch, capsys):
@@ -541,6 +566,28 @@ def test_organs_that_were_not_asked_for_are_not_missed(tmp_path, monkeypatch):
     assert sorted(np.unique(labels_in(tmp_path / "some" / "ct.nrrd"))) == [0, 1]
     for name in ("all", "some"):
         assert json.loads((tmp_path / name / "ct.json").read_text())["warnings"] == []
+
+
+def test_a_side_is_told_by_the_partner_that_was_not_asked_for(tmp_path, monkeypatch, caplog):
+    """Arrays of the model grow towards the right: its left kidney lies there."""
+
+    def swapped(self, volume, report):
+        z, y, x = volume.shape
+        logits = torch.full((2, 2, 2), 5.0)
+        low, high = Box((0, 0, 0), (z, y, x // 2)), Box((0, 0, x // 2), (z, y, x))
+        return [Layer.of_box(label, box, (box, logits)) for label, box in ((3, low), (2, high))]
+
+    monkeypatch.setattr(CascadeNetwork, "predict_layers", swapped)
+    model, words = make_model(tmp_path), "kidney_left lies to the right of kidney_right"
+    for organs in (None, ["kidney_left"], ["kidney_right"], ["heart", "kidney_left"]):
+        predictor = OARPredictor(model, "cpu", organs=organs)
+        result = predictor.run(as_image(ct()))
+        assert any(words in text for text in result.warnings), organs
+        assert set(result.organs) == set(organs or ORGANS) - {"heart"}
+        caplog.clear()
+        labels = sitk.GetArrayFromImage(predictor.predict(ct()))
+        assert words in caplog.text and np.array_equal(labels, result.labels)
+    assert not any(words in text for text in OARPredictor(model, "cpu", organs=["heart"]).run(as_image(ct())).warnings)
 
 
 def test_quiet_leaves_warnings_and_errors(model, folder, tmp_path, capsys):
