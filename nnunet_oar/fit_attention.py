@@ -31,7 +31,12 @@ def fit_attention(facts: DatasetFacts, recipe: str, budget: Budget) -> Attention
     regions, region_organs = _regions(facts, slice_axis)
     flips = () if recipe == "paper" else tuple(axis for axis in plausible_flips(facts) if axis != slice_axis)
     plan = AttentionPlan(
-        **common_fields(facts, recipe, flips), slice_axis=slice_axis, regions=regions, region_organs=region_organs
+        **common_fields(facts, recipe, flips),
+        slice_axis=slice_axis,
+        regions=regions,
+        region_organs=region_organs,
+        # until the number of epochs is known
+        phases=(Phase(),),
     )
     if recipe == "fitted":
         plan = _fitted(plan, facts, budget.memory_gb)

@@ -18,6 +18,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import NoNormalization
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from scipy.ndimage import find_objects
 from tqdm import tqdm
@@ -59,9 +60,11 @@ class OARPlanner(ExperimentPlanner):
         self._reader = None
         self._refuse_foreign_plans()
         if len(self.dataset_fingerprint["spacings"]) != len(self.dataset):
+            # -d of nnU-Net's commands takes numbers alone
+            number = convert_dataset_name_to_id(self.dataset_name)
             raise ValueError(
                 f"{self.dataset_name}: the fingerprint was made of {len(self.dataset_fingerprint['spacings'])} cases, the data set "
-                f"has {len(self.dataset)}; run nnUNetv2_extract_fingerprint -d {self.dataset_name} --clean"
+                f"has {len(self.dataset)}; run nnUNetv2_extract_fingerprint -d {number} --clean"
             )
 
     @property
@@ -256,7 +259,7 @@ class OARPlanner(ExperimentPlanner):
         ):
             raise ValueError(
                 f"{source} has changed since {others[0]} was made and differs from {copy}; run nnUNetv2_plan_and_preprocess -d "
-                f"{self.dataset_name} again, or restore dataset.json"
+                f"{convert_dataset_name_to_id(self.dataset_name)} again, or restore dataset.json"
             )
         with written_whole(copy) as temporary:
             shutil.copyfile(source, temporary)

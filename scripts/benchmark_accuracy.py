@@ -213,7 +213,7 @@ def run(data: Data, name: str, seed: int, minutes: float, memory_gb: float, seco
 
 
 def shown(data: Data, scores: dict) -> dict:
-    """Without organs of which a CT shows less than arms.LEAST_ML."""
+    """Without organs of which a CT shows less than arms.LEAST_ML, or nothing."""
     held = {case: dict(zip(data.annotations.organs, of, strict=True)) for case, of in data.held.items()}
     return {case: {organ: of for organ, of in organs.items() if held[case][organ]} for case, organs in scores.items()}
 
@@ -235,8 +235,9 @@ def print_table(data: Data, results: dict) -> None:
             spreads = organ_spreads(scores, data.annotations.organs)
             means = [mean_of_organs(spreads, metric)[0] for metric in TABLE]
             accuracy = ["-" if mean is None else f"{mean:.3f}" for mean in means]
-            for what in ("missed", "invented"):
-                accuracy.append(str(sum(counts(scores, organ)[what] for organ in data.annotations.organs)))
+            # whoever invents an organ does so where there is none
+            for what, of in (("missed", scores), ("invented", prediction["scores"])):
+                accuracy.append(str(sum(counts(of, organ)[what] for organ in data.annotations.organs)))
             cost = [f"{prediction['seconds a CT']:.1f}", f"{prediction['GB']:.1f}"]
             rows.append([key, predictor, *accuracy, *of_training, *cost])
             dice = [f"{organ} {of['dice'].mean:.3f}" for organ, of in spreads.items() if of["dice"]]

@@ -69,6 +69,20 @@ def test_an_unknown_key_is_named_with_the_known_ones():
         CascadePlan.from_section(edited(learning_rat=1))
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"intensity_from_hu": [0.0, 0.0]}, "intensity_from_hu is .* above 0"),
+        ({"intensity_from_hu": [-1.0, 0.0]}, "intensity_from_hu is .* above 0"),
+        ({"intensity_from_hu": [float("inf"), 0.0]}, "intensity_from_hu is .* finite"),
+        ({"flip_axes": [0, 0]}, "flip_axes is .* once"),
+    ],
+)
+def test_what_no_number_alone_can_tell(changes, words):
+    with pytest.raises(ValueError, match=words):
+        CascadePlan.from_section(edited(**changes))
+
+
 def test_a_section_that_is_no_object():
     with pytest.raises(ValueError, match="must be an object, got 3"):
         CascadePlan.from_section(3)

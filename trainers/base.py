@@ -21,6 +21,7 @@ from nnunet_oar.trainers.validation import dice_of_counts, rescore_summary
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from nnunet_oar.fit import Budget, DatasetFacts, fit_canvas
 from nnunet_oar.losses.labels import unannotated_to_background
 from nnunet_oar.losses.recalibration import never_raised
 from nnunet_oar.plan import SECTION, OARPlan
+from nnunet_oar.preprocessed import differences, require_spacing
 from nnunet_oar.roi import Box
 from nnunet_oar.sides import describe_sides, side_pairs
 from nnunet_oar.version import __version__
@@ -134,6 +136,7 @@ class OARTrainer(nnUNetTrainer):
             refuse_changed_dataset_json(nnUNet_raw, nnUNet_preprocessed, self.plans_manager.dataset_name)
             dataset = infer_dataset_class(self.preprocessed_dataset_folder)(self.preprocessed_dataset_folder)
             self.annotations.check(dataset.identifiers)
+            self._refuse_other_preprocessing(dataset)
             section, canvas = self._choose_section(dataset)
             self.plan = self.plan_class.from_section(section)
             if self.plan.organs != tuple(organ_labels(self.dataset_json)):
@@ -163,6 +166,26 @@ class OARTrainer(nnUNetTrainer):
         key = json.dumps([self.plan.seed, str(self.fold), *what])
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
+    def _refuse_other_preprocessing(self, dataset) -> None:
+        """The cases must be those of the plans, and the plans those that the model, or another fold of it, was begun with."""
+        plans, name = self.plans_manager, self.configuration_name
+        number, plans_name = convert_dataset_name_to_id(plans.dataset_name), plans.plans_name
+        require_spacing(
+            dataset,
+            self.configuration_manager.spacing,
+            plans.transpose_forward,
+            f"run nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {name}",
+        )
+        begun = self._trained_folds() + ([f"fold_{self.fold}"] if self._restoring else [])
+        path = Path(self.output_folder_base) / "plans.json"
+        if begun and path.is_file():
+            changed = differences(self._read_saved(path), plans.plans, name)
+            if changed:
+                raise RuntimeError(
+                    f"{path}, with which {', '.join(begun)} began, says otherwise how cases are preprocessed than {plans_name} "
+                    f"does today ({', '.join(changed)}); plan and preprocess as then, or move {path.parent} away"
+                )
+
     def _choose_section(self, dataset) -> tuple[dict, Sequence[int]]:
         planned = self._planned(self.configuration_manager.configuration)
         saved = self._saved()
@@ -188,13 +211,24 @@ class OARTrainer(nnUNetTrainer):
         path = Path(self.output_folder_base) / "plans.json"
         if not path.is_file():
             return None
+        return self._planned(self._read_saved(path)["configurations"].get(self.configuration_name, {}))
+
+    @staticmethod
+    def _read_saved(path: Path) -> dict:
         for _ in range(10):
             try:
-                configurations = json.loads(path.read_text())["configurations"]
-                return self._planned(configurations.get(self.configuration_name, {}))
+                return json.loads(path.read_text())
             except json.JSONDecodeError:
                 time.sleep(0.2)  # nnU-Net rewrites it in place: another fold may just be starting
-        raise RuntimeError(f"{path} is no valid JSON; restore it, or move {self.output_folder_base} away")
+        raise RuntimeError(f"{path} is no valid JSON; restore it, or move {path.parent} away")
+
+    def _trained_folds(self) -> list[str]:
+        """The folders of other folds that hold a checkpoint."""
+        return sorted(
+            folder.name
+            for folder in Path(self.output_folder_base).glob("fold_*")
+            if folder.name != f"fold_{self.fold}" and any(folder.glob("checkpoint_*.pth"))
+        )
 
     def _fitted(self, dataset) -> tuple[dict, Sequence[int]]:
         facts = facts_from_preprocessed(
@@ -233,11 +267,7 @@ class OARTrainer(nnUNetTrainer):
         saved = self._saved()
         if saved is None or saved == (section, list(canvas)):
             return
-        trained = sorted(
-            folder.name
-            for folder in Path(self.output_folder_base).glob("fold_*")
-            if folder.name != f"fold_{self.fold}" and any(folder.glob("checkpoint_*.pth"))
-        )
+        trained = self._trained_folds()
         if trained:
             raise RuntimeError(
                 f"{self.output_folder_base}/plans.json, with which {', '.join(trained)} was trained, holds another section "
@@ -376,8 +406,14 @@ class OARTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             super().save_checkpoint(filename)  # says that nothing is written
             return
+        best = self._best_ema
+        if Path(filename).name == "checkpoint_latest.pth":
+            # nnU-Net looks only then whether the epoch was the best one: who continues from here must not take a worse one for it
+            mean = self.logger.get_value("ema_fg_dice", step=-1)
+            self._best_ema = mean if best is None or mean > best else best
         with written_whole(filename) as temporary:
             super().save_checkpoint(str(temporary))
+        self._best_ema = best
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         self._restoring = True

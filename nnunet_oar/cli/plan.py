@@ -92,6 +92,9 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, option.lstrip("-"))
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{option} must be positive, got {value}")
+    spacing = args.overwrite_target_spacing or ()
+    if not all(value > 0 and math.isfinite(value) for value in spacing):
+        raise ValueError(f"-overwrite_target_spacing must be mm above 0, got {' '.join(map(str, spacing))}")
 
 
 def dataset_argument(value: str) -> str | int:
@@ -100,10 +103,14 @@ def dataset_argument(value: str) -> str | int:
 
 def run(args: argparse.Namespace) -> None:
     check(args)
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+
     from nnunet_oar.planners.base import CONFIGURATION
 
     for dataset in args.d:
         file = Path(make_plans(args, dataset_argument(dataset)))
         print(f"wrote {file}")
         if not file.with_name(f"{file.stem}_{CONFIGURATION}").is_dir():
-            print(f"not preprocessed yet: nnUNetv2_preprocess -d {dataset} -plans_name {file.stem} -c {CONFIGURATION}")
+            # -d of nnU-Net's command takes numbers alone
+            number = convert_dataset_name_to_id(file.parent.name)
+            print(f"not preprocessed yet: nnUNetv2_preprocess -d {number} -plans_name {file.stem} -c {CONFIGURATION}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from nnunet_oar.evaluation.metrics import INVENTED, METRICS, MISSED
+from nnunet_oar.evaluation.metrics import ABSENT, INVENTED, METRICS, MISSED
 
 RESAMPLES, SEED, CONFIDENCE = 2000, 12345, 0.95
 # an organ counts as better or worse where the corrected p value is below
@@ -33,7 +33,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """second minus first over the `n` cases in which both are defined. more: 1 where it is the larger one by the sum of ranks, -1
+    """second minus first over the `n` cases in which both are defined; where one invents an organ and the other rightly does not,
+    that one has an overlap of 1. more: 1 where it is the larger one by the sum of ranks, -1
     where the smaller one. p: of Wilcoxon's signed-rank test, two-sided; corrected: for
     the number of organs, by Benjamini and Hochberg's false discovery rate. None where the test has nothing to say (fewer than two
     cases, or all equal)."""
@@ -97,6 +98,9 @@ def compared(first: Scores, second: Scores, organs: Sequence[str], metric: str) 
     found: dict[str, Difference] = {}
     for organ in organs:
         a, b = values_of(first, organ, metric), values_of(second, organ, metric)
+        if METRICS[metric].up:
+            a |= _rightly_absent(first, second, organ)
+            b |= _rightly_absent(second, first, organ)
         differences = np.array([b[case] - a[case] for case in a if case in b])
         if len(differences):
             testable = len(differences) > 1 and differences.any()
@@ -110,6 +114,15 @@ def compared(first: Scores, second: Scores, organs: Sequence[str], metric: str) 
     for organ, p in zip(tested, corrected, strict=True):
         found[organ] = replace(found[organ], corrected=float(p))
     return found
+
+
+def _rightly_absent(scores: Scores, others: Scores, organ: str) -> dict[str, float]:
+    """Case -> overlap of nothing with nothing, of the cases in which the others invent the organ."""
+    return {
+        case: 1.0
+        for case, of in scores.items()
+        if (of.get(organ, {}).get("state"), others.get(case, {}).get(organ, {}).get("state")) == (ABSENT, INVENTED)
+    }
 
 
 def verdict(difference: Difference, up: bool) -> str:

@@ -153,6 +153,8 @@ def _folds(folder: Path, folds: Sequence[int | str] | None, checkpoint_name: str
         )
     if folds is None:
         return tuple(fold for fold in there if fold != "all") or tuple(there)
+    if not folds:
+        raise ValueError("no fold is named; name one at least, or none for all that are trained")
     missing = [str(fold) for fold in folds if str(fold) not in there]
     if missing:
         raise ValueError(

@@ -140,6 +140,7 @@ class OARPredictor:
         if valid is None:
             result.warnings.append("the image has one value everywhere: no organ can be found, the result is empty")
             return result
+        self._refuse_thin(valid.shape)
         inside = (slice(None), *valid.slices)
         shape = working_shape(valid.shape, spacing_mm, self.model.configuration["spacing"])
         with result.timed("normalise"):
@@ -175,12 +176,16 @@ class OARPredictor:
         return {outcome.case.name: list(outcome.warnings) for outcome in outcomes}
 
     def _refuse_unfit(self, image: Image) -> None:
-        channels, shape = image.array.shape[0], image.array.shape[1:]
+        channels = image.array.shape[0]
         if channels != self.model.channels:
             raise ValueError(f"the model needs {self.model.channels} channels, got {channels}")
+
+    def _refuse_thin(self, shape: Sequence[int]) -> None:
+        """shape: of what is not 0."""
         if min(shape) == 1 and not isinstance(self.plan, AttentionPlan):
             raise ValueError(
-                f"the CT is one voxel thick, {shape}; {self.plan.trainer} sees volumes and can make nothing of a single slice"
+                f"the CT is one voxel thick where it is not 0, {tuple(shape)}; {self.plan.trainer} sees volumes and can make "
+                f"nothing of a single slice"
             )
 
     def _letters(self, image: Image, result: Prediction) -> str:

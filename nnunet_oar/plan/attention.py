@@ -58,6 +58,12 @@ class AttentionPlan(OARPlan):
     def __post_init__(self):
         super().__post_init__()
         refuse_phases(self.phases)
+        last = self.phase(self.epochs - 1)
+        if not last.dice and not last.focal:
+            raise ValueError(
+                f"plans, section {SECTION!r}: phases start at {[phase.start for phase in self.phases]}, and the last of "
+                f"{self.epochs} epochs is of one without dice and focal, in which no organ is learnt"
+            )
         if self.slices % 2 == 0:
             raise ValueError(f"plans, section {SECTION!r}: slices is {self.slices}; allowed is an odd number")
         step = 2 ** (self.stages - 1)

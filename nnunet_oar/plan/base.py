@@ -87,6 +87,15 @@ class OARPlan:
                 f"configuration has lost the HU; plan with nnunet_oar plan, or set hu_window to null"
             )
 
+        if self.intensity_from_hu is not None and not 0 < self.intensity_from_hu[0] < math.inf:
+            raise ValueError(
+                f"plans, section {SECTION!r}: intensity_from_hu is {list(self.intensity_from_hu)}; the first number, what an HU is "
+                f"in units of the data, must be above 0 and finite"
+            )
+        if len(set(self.flip_axes)) < len(self.flip_axes):
+            raise ValueError(
+                f"plans, section {SECTION!r}: flip_axes is {list(self.flip_axes)}; each axis may be there once"
+            )
         self._refuse_unfit_pairs("swap_on_flip")
         self._refuse_mirrored_sides()
         self._refuse_unknown_organs(

@@ -95,6 +95,19 @@ def test_one_case_does_not_turn_the_verdict():
     assert verdict(found, True) == verdict(found, False) == "-"
 
 
+def test_an_organ_that_is_invented_is_worse_than_one_that_is_rightly_absent():
+    """10 cases show it: the first is perfect there and invents it in 20 others, the second is a little worse and does not."""
+    first, second = made(a=[1.0] * 10 + [0.0] * 20), made(a=[0.9] * 10 + [None] * 20)
+    for scores in list(first.values())[10:]:
+        scores["a"]["state"] = "invented"
+    found = compared(first, second, ["a"], "dice")["a"]
+    assert found.n == 30 and found.mean == pytest.approx((20 - 1) / 30) and verdict(found, True) == "better"
+    assert verdict(compared(second, first, ["a"], "dice")["a"], True) == "worse"
+    # distances have no value for what is not there, and where neither has the organ nothing is compared
+    assert compared(first, second, ["a"], "hd95_mm") == {}
+    assert compared(made(a=[None, 0.5]), made(a=[None, 0.6]), ["a"], "dice")["a"].n == 1
+
+
 def test_cases_that_one_lacks_are_left_out():
     found = compared(made(a=[0.5, None, 0.7]), made(a=[0.6, 0.9, None]), ["a"], "dice")
     assert found["a"].n == 1

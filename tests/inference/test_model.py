@@ -91,6 +91,11 @@ def test_one_fold(model):
         assert torch.equal(network.state_dict()[name], weight), name
 
 
+def test_no_fold_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no fold is named"):
+        load_model(make_model(tmp_path), [])
+
+
 def test_two_folds_each_with_its_weights_and_its_hash(tmp_path):
     model = make_model(tmp_path, folds=2)
     loaded = load_model(str(model))

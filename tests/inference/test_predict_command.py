@@ -369,6 +369,15 @@ def test_an_interruption_is_one_line(model, folder, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err.strip() == "nnunet_oar predict: interrupted"
 
 
+def test_a_ct_that_is_0_but_for_one_slice_is_refused(model, tmp_path, capsys):
+    array = np.zeros((9, 12, 14), np.int16)
+    array[4] = np.random.default_rng(0).integers(-1000, 1000, (12, 14))
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "in" / "slice.nii.gz"))
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-q") == 1
+    assert "slice.nii.gz: the CT is one voxel thick where it is not 0, (1, 12, 14)" in capsys.readouterr().err
+
+
 def test_a_ct_of_one_value_has_no_organs(model, tmp_path, capsys):
     image = sitk.GetImageFromArray(np.full((9, 12, 14), -1000, np.int16))
     (tmp_path / "in").mkdir()

@@ -203,6 +203,7 @@ def test_half_precision_does_not_overflow_in_the_attention():
         ({"slice_shape": (30, 48)}, "multiples of 4"),
         ({"slice_shape": (4, 4)}, "multiples of 4 and one larger"),
         ({"phases": (Phase(3, 1e-3),)}, "phases start at \\[3\\]"),
+        ({"epochs": 20}, "the last of 20 epochs is of one without dice and focal"),
         ({"region_organs": ((1,),)}, "one entry for each of 2 regions"),
         ({"region_organs": ((1,), (3,))}, "labels go from 1 to 2"),
     ],

@@ -29,6 +29,7 @@ def make_trainer(workspace, **section) -> OARAttentionTrainer:
     plans = json.loads((workspace.preprocessed / "nnUNetOARPlans.json").read_text()) | {"continue_training": False}
     plans["configurations"]["3d_fullres"][SECTION] |= {
         "batch_size": 2,
+        "epochs": 4,
         "iterations_per_epoch": 2,
         "phases": PHASES,
     } | section

@@ -259,7 +259,7 @@ def test_several_gpus_are_refused_with_the_alternative(monkeypatch):
 def test_a_checkpoint_is_renamed_into_place(inside, tmp_path, monkeypatch):
     trainer = make_trainer(inside)
     trainer.initialize()
-    target = tmp_path / "checkpoint_latest.pth"
+    target = tmp_path / "checkpoint_best.pth"
     trainer.save_checkpoint(str(target))
     good = target.read_bytes()
 
@@ -272,3 +272,44 @@ def test_a_checkpoint_is_renamed_into_place(inside, tmp_path, monkeypatch):
     with pytest.raises(OSError):
         trainer.save_checkpoint(str(target))
     assert target.read_bytes() == good
+
+
+def test_the_latest_checkpoint_knows_the_best_epoch(inside, tmp_path):
+    """nnU-Net saves it before it compares: who continued from it took the next epoch for the best one, however bad."""
+    trainer = make_trainer(inside)
+    trainer.initialize()
+    for epoch, (mean, best, saved) in enumerate(((0.5, None, 0.5), (0.9, 0.5, 0.54), (0.1, 0.54, 0.54))):
+        trainer.logger.log("mean_fg_dice", mean, epoch)
+        trainer._best_ema = best
+        trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+        found = torch.load(tmp_path / "checkpoint_latest.pth", weights_only=False)["_best_ema"]
+        assert found == pytest.approx(saved) and trainer._best_ema == best
+
+
+def test_cases_that_other_plans_preprocessed_are_refused(inside):
+    plans, dataset_json = documents(inside)
+    spacing = plans["configurations"]["3d_fullres"]["spacing"]
+    plans["configurations"]["3d_fullres"]["spacing"] = [value / 2 for value in spacing]
+    trainer = OARCascadeTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+    with pytest.raises(
+        RuntimeError, match=r"was preprocessed by other plans.*run nnUNetv2_preprocess -d \d+ -plans_name"
+    ):
+        trainer.initialize()
+
+
+@pytest.mark.parametrize("restoring", [True, False])
+def test_a_model_keeps_the_preprocessing_that_it_began_with(inside, restoring):
+    """A fold that is continued, or another one of it, after the data set was planned anew at another spacing."""
+    plans, _ = documents(inside)
+    plans["configurations"]["3d_fullres"]["spacing"] = [9.0, 9.0, 9.0]
+    trainer = make_trainer(inside)
+    other = Path(trainer.output_folder_base) / "fold_1"
+    other.mkdir(parents=True)
+    (other.parent / "plans.json").write_text(json.dumps(plans))
+    trainer._restoring = restoring
+    if not restoring:
+        (other / "checkpoint_final.pth").touch()
+    began = "fold_0" if restoring else "fold_1"
+    with pytest.raises(RuntimeError, match=rf"plans.json, with which {began} began, says otherwise .*\(spacing\)"):
+        trainer.initialize()
+    assert json.loads((other.parent / "plans.json").read_text()) == plans
