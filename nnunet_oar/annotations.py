@@ -24,6 +24,18 @@ KEY = "annotations"
 OWN_KEYS = (KEY, "body_regions")
 
 
+def read_dataset_json(folder: Path) -> dict:
+    """dataset.json of a data set's folder. Raises ValueError, naming the file, where it cannot be read."""
+    file = folder / "dataset.json"
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold an object")
+    return found
+
+
 def organ_labels(dataset_json: Mapping) -> dict[str, int]:
     """Organ -> label, without background and nnU-Net's ignore label, in the order of the labels. Raises ValueError for regions."""
     labels = {name: label for name, label in dataset_json["labels"].items() if name not in ("background", "ignore")}
@@ -128,7 +140,7 @@ def refuse_changed_dataset_json(raw_root: str | None, preprocessed_root: str, da
     if raw_root is None or not raw.is_file():
         return
     copy = Path(preprocessed_root) / dataset / "dataset.json"
-    changed = differences(json.loads(raw.read_text()), json.loads(copy.read_text()))
+    changed = differences(read_dataset_json(raw.parent), read_dataset_json(copy.parent))
     if changed:
         number = int(re.match(r"Dataset(\d+)", dataset)[1])
         remedy = "prepare it again" if "labels" in changed else f"run nnunet_oar annotations -d {number} --update"

@@ -70,6 +70,32 @@ def test_an_impossible_number_is_one_line(command, capsys, monkeypatch, tmp_path
     assert_one_line_of_error(capsys, command, "--epochs", "-3")
 
 
+@pytest.mark.parametrize("command", ["plan", "prepare"])
+@pytest.mark.parametrize(
+    "content, options, words",
+    [
+        ("{,}", (), "Dataset007_Toy/dataset.json cannot be read: "),
+        ("[]", (), "Dataset007_Toy/dataset.json must hold an object"),
+        (None, (), "Dataset007_Toy/dataset.json cannot be read: "),
+        (
+            "{}",
+            ("-overwrite_target_spacing", "0", "1", "1"),
+            "-overwrite_target_spacing must be mm above 0, got 0.0 1.0 1.0",
+        ),
+        ("{}", ("-overwrite_target_spacing", "nan", "1", "1"), "-overwrite_target_spacing must be mm above 0"),
+        ("{}", ("-d", "8"), "holds no Dataset008_*"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(command, content, options, words, capsys, monkeypatch, tmp_path):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "Dataset007_Toy").mkdir()
+    if content is not None:
+        (tmp_path / "Dataset007_Toy" / "dataset.json").write_text(content)
+    assert cli.main([command, "-d", "7", *options]) == 1
+    assert_one_line_of_error(capsys, command, words)
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "."])
 def test_plans_have_a_name_and_no_path(name, capsys, monkeypatch, tmp_path):
     for folder in ("nnUNet_raw", "nnUNet_preprocessed"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from nnunet_oar.annotations import Annotations
+from nnunet_oar.annotations import Annotations, read_dataset_json
 from nnunet_oar.cli.plan import DEFAULT_PROCESSES, dataset_argument
 
 HELP = (
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
     name = maybe_convert_to_dataset_name(dataset_argument(args.d))
     raw = Path(nnUNet_raw) / name
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = read_dataset_json(raw)
     files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
     labels = {case: entry["label"] for case, entry in files.items()}
     # before the label maps are read: training waits for it

@@ -78,7 +78,8 @@ def make_plans(args: argparse.Namespace, dataset: str) -> str:
 
 
 def check(args: argparse.Namespace) -> None:
-    from nnunet_oar.environment import require_folders
+    from nnunet_oar.annotations import read_dataset_json
+    from nnunet_oar.environment import dataset_folder, require_folders
     from nnunet_oar.plan import RECIPES
     from nnunet_oar.planners import find_planner
 
@@ -92,6 +93,8 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, option.lstrip("-"))
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{option} must be positive, got {value}")
+    for dataset in args.d:
+        read_dataset_json(dataset_folder("nnUNet_raw", dataset, "", "is -d right?"))
     spacing = args.overwrite_target_spacing or ()
     if not all(value > 0 and math.isfinite(value) for value in spacing):
         raise ValueError(f"-overwrite_target_spacing must be mm above 0, got {' '.join(map(str, spacing))}")

@@ -30,7 +30,7 @@ HEADER = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "PatientID",
     "StudyInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsStored", "HighBit", "PixelSpacing",
-    "SliceThickness", "RescaleIntercept", "RescaleSlope",
+    "SliceThickness", "RescaleIntercept", "RescaleSlope", "RescaleType",
 )  # fmt: skip
 
 

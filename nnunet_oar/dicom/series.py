@@ -53,7 +53,8 @@ class Slice:
 @dataclass(frozen=True)
 class Series:
     """slices: by distance. shape: rows and columns. spacing_mm: between rows and between columns. right, down: unit vectors in
-    which the column and the row index grow. thickness_mm: as the header says, 0 where it does not."""
+    which the column and the row index grow. thickness_mm: as the header says, 0 where it does not. units: what the header says
+    that the rescaled values are, HU where it says nothing."""
 
     uid: str
     slices: tuple[Slice, ...]
@@ -62,6 +63,7 @@ class Series:
     right: np.ndarray
     down: np.ndarray
     thickness_mm: float
+    units: str = "HU"
 
     @property
     def normal(self) -> np.ndarray:
@@ -177,6 +179,7 @@ def _checked(group: list[Header], uid: str, folder: Path, resample: bool) -> Ser
         right,
         down,
         max(0.0, first.number("SliceThickness", 0.0)),
+        ", ".join(sorted({header.text("RescaleType") or "HU" for header in group})),
     )
     _check_stack(series, where, resample)
     return series

@@ -118,6 +118,8 @@ def read_dicom(folder: Path, series_uid: str | None = None, resample: bool = Fal
     remarks = ()
     if Stack.over(series).is_resampled:
         remarks = ("the slices are tilted or uneven and were resampled to an even grid",)
+    if series.units != "HU":
+        remarks += (f"the DICOM files call their values {series.units} (RescaleType) and not HU: check them",)
     try:
         return replace(as_image(hu_image(series)), series=series, remarks=remarks)
     except ValueError as error:

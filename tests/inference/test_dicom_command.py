@@ -167,6 +167,20 @@ def test_sparse_and_odd_headers(model, form, tmp_path):
     assert "Herz \u5fc3\u81d3" in [str(item.get("SegmentLabel", "") or item.get("ROIName", "")) for item in found]
 
 
+@pytest.mark.parametrize("kind, warned", [(None, False), ("HU", False), ("US", True)])
+def test_values_that_are_not_called_hu(model, tmp_path, kind, warned):
+    def change(index, dataset):
+        # of one slice among others
+        if kind is not None and index == 3:
+            dataset.RescaleType = kind
+
+    geometry = Geometry((12, 14), (2.0, 2.0), np.arange(9) * 3.0)
+    write_series(tmp_path / "in", np.random.default_rng(0).integers(-1000, 1000, (9, 12, 14)), geometry, change)
+    assert predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-f", 0) == 0
+    warnings = json.loads((tmp_path / "out" / "in.json").read_text())["warnings"]
+    assert any("call their values HU, US (RescaleType)" in text for text in warnings) == warned
+
+
 def test_one_of_several_series(model, tmp_path):
     ct(tmp_path / "in" / "a")
     ct(tmp_path / "in" / "b", 1)
