@@ -411,9 +411,11 @@ class OARTrainer(nnUNetTrainer):
             # nnU-Net looks only then whether the epoch was the best one: who continues from here must not take a worse one for it
             mean = self.logger.get_value("ema_fg_dice", step=-1)
             self._best_ema = mean if best is None or mean > best else best
-        with written_whole(filename) as temporary:
-            super().save_checkpoint(str(temporary))
-        self._best_ema = best
+        try:
+            with written_whole(filename) as temporary:
+                super().save_checkpoint(str(temporary))
+        finally:
+            self._best_ema = best
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         self._restoring = True

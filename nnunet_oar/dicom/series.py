@@ -179,7 +179,7 @@ def _checked(group: list[Header], uid: str, folder: Path, resample: bool) -> Ser
         right,
         down,
         max(0.0, first.number("SliceThickness", 0.0)),
-        ", ".join(sorted({header.text("RescaleType") or "HU" for header in group})),
+        ", ".join(sorted({header.text("RescaleType").strip().upper() or "HU" for header in group})),
     )
     _check_stack(series, where, resample)
     return series

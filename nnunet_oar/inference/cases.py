@@ -8,7 +8,7 @@ import pickle
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -68,15 +68,24 @@ class Case:
         ]
         return [f"{self.name}{ending}" for ending in endings]
 
-    def source(self) -> dict:
-        """Whether the files are those of before is told by their size and date: reading them takes as long as predicting."""
-        stats = [path.stat() for path in self.files]
-        return {"bytes": sum(stat.st_size for stat in stats), "modified_ns": max(stat.st_mtime_ns for stat in stats)}
+    def source(self, output: Path) -> dict:
+        """Whether the files are those of before is told by their size and date: reading them takes as long as predicting. What lies
+        in the folder of the results does not count."""
+        stats = [path.stat() for path in self._read_from() if output.resolve() not in path.resolve().parents]
+        return {
+            "bytes": sum(stat.st_size for stat in stats),
+            "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
+        }
+
+    def _read_from(self) -> Iterable[Path]:
+        return self.files
 
     def done(self, folder: Path, outputs: Outputs, predictor: OARPredictor) -> bool:
         """Whether the folder holds the results of this model on these files with these options (see `made_with`), undamaged."""
         known, names = _manifest_of(folder, self), self.results(outputs)
-        if not _same(known, made_with(self, predictor, outputs)) or not set(names) <= set(known["files"]):
+        if not _same(known, made_with(self, predictor, folder)) or not set(names) <= set(known["files"]):
+            return False
+        if outputs.format != "nifti" and known.get("region_names") != outputs.region_names:
             return False
         try:
             for path in (folder / name for name in names):
@@ -104,14 +113,11 @@ class DicomCase(Case):
         """Whether the result is DICOM and refers to the CT, by UIDs that it must then have."""
         return self.ending.endswith(".dcm")
 
-    def source(self) -> dict:
-        stats = [path.stat() for path in self.files[0].rglob("*") if path.is_file()]
-        return {
-            "bytes": sum(stat.st_size for stat in stats),
-            "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
-            "series": self.series,
-            "resample": self.resample,
-        }
+    def source(self, output: Path) -> dict:
+        return super().source(output) | {"series": self.series, "resample": self.resample}
+
+    def _read_from(self) -> Iterable[Path]:
+        return (path for path in self.files[0].rglob("*") if path.is_file())
 
     def read(self) -> Image:
         image = read_dicom(self.files[0], self.series, self.resample)
@@ -249,7 +255,7 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
     Two processes may write the same case, as when a cluster gives up a worker that is still at it: the last one wins.
     """
     start = time.perf_counter()
-    made, names = made_with(case, predictor, outputs), case.results(outputs)
+    made, names = made_with(case, predictor, folder), case.results(outputs)
     before = _manifest_of(folder, case)
     # results in other formats may lie beside the new ones where the new manifest is true of them, too
     kept = set(before["files"]) - set(names) if _same(before, made) else set()
@@ -263,8 +269,8 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
         _write_result(temporary, prediction, predictor, outputs)
         prediction.seconds["write"] = time.perf_counter() - start
         with written_whole(folder / f"{case.name}.json", shared=True, keep_ending=True) as file:
-            about = manifest(case, prediction, predictor) | made | {"files": sorted({*kept, *names})}
-            file.write_text(json.dumps(about, indent=1))
+            written = {"files": sorted({*kept, *names}), "region_names": dict(outputs.region_names)}
+            file.write_text(json.dumps(manifest(case, prediction, predictor) | made | written, indent=1))
 
 
 def _manifest_of(folder: Path, case: Case) -> dict:
@@ -346,11 +352,11 @@ def manifest(case: Case, prediction: Prediction, predictor: OARPredictor) -> dic
     }
 
 
-def made_with(case: Case, predictor: OARPredictor, outputs: Outputs) -> dict:
-    """Files, model and options, as the manifest has them: where one differs the results are others."""
+def made_with(case: Case, predictor: OARPredictor, output: Path) -> dict:
+    """Files, model and options, as the manifest in the folder `output` has them: where one differs the contours are others."""
     model, plan = predictor.model, predictor.plan
     return {
-        "source": case.source(),
+        "source": case.source(output),
         "model": {
             "trainer": plan.trainer,
             "dataset": model.plans.get("dataset_name"),
@@ -364,7 +370,6 @@ def made_with(case: Case, predictor: OARPredictor, outputs: Outputs) -> dict:
             "organs": list(predictor.organs),
             "remove_small_mm3": predictor.remove_small_mm3,
             "postprocessing": predictor.postprocessing,
-            "region_names": dict(outputs.region_names),
         },
     }
 

@@ -136,6 +136,17 @@ def test_names_of_regions_are_options(model, tmp_path, capsys):
         assert ("1 of 1 cases are there already" in capsys.readouterr().out) == again
 
 
+def test_results_inside_the_folder_of_the_series_are_none_of_it(model, tmp_path, capsys):
+    ct(tmp_path / "in")
+    command = ("-i", tmp_path / "in", "-o", tmp_path / "in" / "out", "-m", model, "-f", 0, "--continue_prediction")
+    assert predict(*command) == 0
+    capsys.readouterr()
+    assert predict(*command) == 0 and "1 of 1 cases are there already" in capsys.readouterr().out
+    # another slice is another CT
+    (tmp_path / "in" / "slice0008.dcm").unlink()
+    assert predict(*command) == 0 and "of another CT" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["rtstruct", "dicomseg"])
 def test_sparse_and_odd_headers(model, form, tmp_path):
     """What archives leave out, or fill with what the standard does not allow."""

@@ -271,7 +271,7 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
     content = json.loads((tmp_path / "out" / "one.json").read_text())
     assert set(content) == {
         "case", "input", "series", "shape", "spacing_mm", "warnings", "organs", "absent", "postprocessing", "fold_agreement",
-        "boxes", "boxes_are_in", "seconds", "source", "model", "options", "files", "device", "precision", "threads",
+        "boxes", "boxes_are_in", "seconds", "source", "model", "options", "files", "region_names", "device", "precision", "threads",
         "versions",
     }  # fmt: skip
     assert content["case"] == "one" and content["input"] == ["one_0000.nii.gz"] and content["device"] == "cpu"
@@ -289,9 +289,8 @@ def test_the_manifest_tells_how_a_result_came_about(model, folder, tmp_path):
         "organs": ["heart", "kidney_left"],
         "remove_small_mm3": 30,
         "postprocessing": True,
-        "region_names": {},
     }
-    assert content["files"] == ["one.nii.gz"]
+    assert content["files"] == ["one.nii.gz"] and content["region_names"] == {}
     assert content["model"]["sha256"] == {
         fold: hashlib.sha256((model / f"fold_{fold}" / "checkpoint_final.pth").read_bytes()).hexdigest()
         for fold in "01"
