@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -13,18 +14,38 @@ OF_CONFIGURATION = (
     "resampling_fn_seg", "resampling_fn_seg_kwargs", "preprocessor_name",
 )  # fmt: skip
 INTENSITIES = "foreground_intensity_properties_per_channel"
+OF_INTENSITIES = ("mean", "std", "percentile_00_5", "percentile_99_5")
 # cases that are looked at: what was preprocessed by other plans was so as a whole
 LOOKED_AT = 3
 
 
 def differences(before: Mapping, now: Mapping, configuration: str) -> list[str]:
-    """The names of what plans say otherwise about preprocessing than they did; before, now: the plans' JSON."""
-    of_before, of_now = (plans["configurations"].get(configuration, {}) for plans in (before, now))
+    """The names of what plans say otherwise about preprocessing than they did; before, now: the plans' JSON, which both have the
+    configuration."""
+    of_before, of_now = (inherited(plans["configurations"], configuration) for plans in (before, now))
     found = [key for key in OF_PLANS if before.get(key) != now.get(key)]
     found += [key for key in OF_CONFIGURATION if of_before.get(key) != of_now.get(key)]
-    if "CTNormalization" in of_now.get("normalization_schemes", ()) and before.get(INTENSITIES) != now.get(INTENSITIES):
+    normalised = "CTNormalization" in of_now.get("normalization_schemes", ())
+    if normalised and not _alike(before[INTENSITIES], now[INTENSITIES]):
         found.append(INTENSITIES)
     return found
+
+
+def inherited(configurations: Mapping, name: str) -> dict:
+    """A configuration with what it inherits, as nnU-Net resolves it. Raises ValueError where there is none of the name."""
+    if name not in configurations:
+        raise ValueError(f"plans.json holds no configuration {name!r}, but {', '.join(configurations)}")
+    own = configurations[name]
+    return (inherited(configurations, own["inherits_from"]) if "inherits_from" in own else {}) | own
+
+
+def _alike(before: Mapping, now: Mapping) -> bool:
+    """Whether CTNormalization does the same by both; sums over a data set depend on the machine in their last digits."""
+    return before.keys() == now.keys() and all(
+        math.isclose(before[channel][key], now[channel][key], rel_tol=1e-3, abs_tol=1e-3)
+        for channel in now
+        for key in OF_INTENSITIES
+    )
 
 
 def require_spacing(dataset, spacing_mm: Sequence[float], transpose_forward: Sequence[int], remedy: str) -> None:
@@ -33,7 +54,7 @@ def require_spacing(dataset, spacing_mm: Sequence[float], transpose_forward: Seq
     remedy: what to do, for the sentence.
     """
     names = list(dataset.identifiers)
-    for name in names[:: max(1, len(names) // LOOKED_AT)]:
+    for name in names[:: max(1, math.ceil(len(names) / LOOKED_AT))]:
         data, _, _, properties = dataset.load_case(name)
         shape, spacing = properties.get("shape_after_cropping_and_before_resampling"), properties.get("spacing")
         if shape is None or spacing is None:

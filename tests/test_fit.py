@@ -160,9 +160,13 @@ def test_strides_stop_at_small_and_coarse_axes():
         ),
         (("Niere_re", "Niere_li", "rein_gauche", "rein_droit"), [(2, 1), (3, 4)], []),
         (("Lunge links", "Lunge rechts", "parotis sinister", "parotis dexter"), [(1, 2), (3, 4)], []),
-        (("leftlung", "rightlung", "Heart"), [(1, 2)], []),
-        (("PAROTIDR", "PAROTIDL", "LLUNG", "RLUNG"), [(2, 1), (3, 4)], []),
-        (("lparotid", "rparotid", "lung upperleft", "lung upperright"), [(1, 2), (3, 4)], []),
+        # a guess, by which nothing is exchanged
+        (("leftlung", "rightlung", "Heart"), [], ["leftlung", "rightlung"]),
+        (("PAROTIDR", "PAROTIDL", "Lens_L", "Lens_R"), [(3, 4)], ["PAROTIDR", "PAROTIDL"]),
+        (("lung upperleft", "lung upperright", "LV", "RV"), [], ["lung upperleft", "lung upperright", "LV", "RV"]),
+        # two ways to say it beside each other
+        (("Parotid_L", "Parotid_R", "parotid_left", "parotid_right"), [(1, 2), (3, 4)], []),
+        (("Lung_L", "Lung_right"), [], ["Lung_L", "Lung_right"]),
         (("liver", "rectum", "larynx", "trachea"), [], []),
         (("leftlung", "heart"), [], []),
     ],
@@ -185,7 +189,7 @@ def test_mirroring_needs_a_pair_and_a_known_axis():
 
 def test_what_was_understood_of_the_names_is_said():
     text = describe_sides(("Parotid_L", "Mandible", "Parotid_R", "Eye_L"))
-    assert text.endswith("pairs: Parotid_L / Parotid_R; for one-sided without a counterpart: Eye_L")
+    assert text.endswith("pairs: Parotid_L / Parotid_R; for one-sided without a counterpart that is understood: Eye_L")
     assert describe_sides(("heart",)).count("none") == 2
 
 

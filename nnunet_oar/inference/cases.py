@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import pickle
 import platform
@@ -23,7 +24,7 @@ from nnunet_oar.dicom.rtstruct import About, require_references, write_rtstruct
 from nnunet_oar.dicom.segmentation import write_segmentation
 from nnunet_oar.dicom.volume import labels_on_slices
 from nnunet_oar.evaluation.picture import COLOURS, contour_picture
-from nnunet_oar.files import written_whole
+from nnunet_oar.files import sha256_of, written_whole
 from nnunet_oar.headers import is_nifti, require_whole
 from nnunet_oar.inference.image import ENDINGS, Image, read_dicom, read_image, turned, turned_axes, write_labels
 from nnunet_oar.inference.predictor import CANONICAL, OARPredictor, Prediction
@@ -33,9 +34,9 @@ from nnunet_oar.version import __version__
 # files of these names lie beside the results
 RESERVED = ("dataset", "plans", "statistics")
 CHANNEL = re.compile(r"_(\d{4})$")
-PROBABILITIES, PREVIEW = (".npz", ".pkl"), ".png"
+PROBABILITIES, PREVIEW, DICOM = (".npz", ".pkl"), ".png", ".dcm"
 # of all that may be written for a case
-RESULTS = (*ENDINGS, ".dcm", ".seg.dcm", *PROBABILITIES, PREVIEW)
+RESULTS = (*ENDINGS, DICOM, f".seg{DICOM}", *PROBABILITIES, PREVIEW)
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,15 @@ class Case:
         return [f"{self.name}{ending}" for ending in endings]
 
     def source(self, output: Path) -> dict:
-        """Whether the files are those of before is told by their size and date: reading them takes as long as predicting. What lies
-        in the folder of the results does not count."""
-        stats = [path.stat() for path in self._read_from() if output.resolve() not in path.resolve().parents]
-        return {
-            "bytes": sum(stat.st_size for stat in stats),
-            "modified_ns": max((stat.st_mtime_ns for stat in stats), default=0),
-        }
-
-    def _read_from(self) -> Iterable[Path]:
-        return self.files
+        """What tells the files, wherever they lie, from others; output: the folder of the results."""
+        return {"sha256": _digest(self.files)}
 
     def done(self, folder: Path, outputs: Outputs, predictor: OARPredictor) -> bool:
         """Whether the folder holds the results of this model on these files with these options (see `made_with`), undamaged."""
         known, names = _manifest_of(folder, self), self.results(outputs)
-        if not _same(known, made_with(self, predictor, folder)) or not set(names) <= set(known["files"]):
+        if not set(names) <= set(known["files"]):
             return False
-        if outputs.format != "nifti" and known.get("region_names") != outputs.region_names:
+        if self.ending.endswith(DICOM) and known.get("region_names") != outputs.region_names:
             return False
         try:
             for path in (folder / name for name in names):
@@ -93,9 +86,9 @@ class Case:
                     return False
                 if is_nifti(path):
                     require_whole(path, nibabel.load(path))
+            return _same(known, made_with(self, predictor, folder))
         except (ValueError, OSError, ImageFileError):
             return False
-        return True
 
     def read(self) -> Image:
         return read_image(self.files)
@@ -114,10 +107,11 @@ class DicomCase(Case):
         return self.ending.endswith(".dcm")
 
     def source(self, output: Path) -> dict:
-        return super().source(output) | {"series": self.series, "resample": self.resample}
-
-    def _read_from(self) -> Iterable[Path]:
-        return (path for path in self.files[0].rglob("*") if path.is_file())
+        files = (path for path in self.files[0].rglob("*") if path.is_file() and looks_like_dicom(path))
+        if self.files[0].resolve() in output.resolve().parents:
+            # results may be DICOM, too
+            files = (path for path in files if output.resolve() not in path.resolve().parents)
+        return {"sha256": _digest(sorted(files)), "series": self.series, "resample": self.resample}
 
     def read(self) -> Image:
         image = read_dicom(self.files[0], self.series, self.resample)
@@ -257,10 +251,26 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
     start = time.perf_counter()
     made, names = made_with(case, predictor, folder), case.results(outputs)
     before = _manifest_of(folder, case)
+    same = _same(before, made)
+    # which say the organs' names; other results do not
+    dicom = {name for name in before["files"] if name.endswith(DICOM)}
+    regions = dict(outputs.region_names)
+    if same and not case.ending.endswith(DICOM):
+        regions = before.get("region_names", regions)
     # results in other formats may lie beside the new ones where the new manifest is true of them, too
-    kept = set(before["files"]) - set(names) if _same(before, made) else set()
+    kept = set(before["files"]) - set(names) if same else set()
+    if before.get("region_names") != regions:
+        kept -= dicom
     for name in {*before["files"], *names} - kept:
         (folder / name).unlink(missing_ok=True)
+
+    def write_manifest():
+        written = {"files": sorted({*kept, *names}), "region_names": regions}
+        with written_whole(folder / f"{case.name}.json", shared=True, keep_ending=True) as file:
+            file.write_text(json.dumps(manifest(case, prediction, predictor) | made | written, indent=1))
+
+    # first: whatever ends this process, no file lies beside a manifest of others
+    write_manifest()
     if outputs.probabilities:
         _write_probabilities(case, prediction, predictor, folder)
     if outputs.preview:
@@ -268,9 +278,7 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
     with written_whole(case.output(folder), shared=True, keep_ending=True) as temporary:
         _write_result(temporary, prediction, predictor, outputs)
         prediction.seconds["write"] = time.perf_counter() - start
-        with written_whole(folder / f"{case.name}.json", shared=True, keep_ending=True) as file:
-            written = {"files": sorted({*kept, *names}), "region_names": dict(outputs.region_names)}
-            file.write_text(json.dumps(manifest(case, prediction, predictor) | made | written, indent=1))
+        write_manifest()
 
 
 def _manifest_of(folder: Path, case: Case) -> dict:
@@ -282,7 +290,12 @@ def _manifest_of(folder: Path, case: Case) -> dict:
     if not isinstance(known, dict) or not isinstance(known.get("files"), list):
         return {"files": []}
     ours = {f"{case.name}{ending}" for ending in RESULTS}
-    return known | {"files": [name for name in known["files"] if name in ours]}
+    return known | {"files": [name for name in known["files"] if isinstance(name, str) and name in ours]}
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Of the contents of the files, in this order."""
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def _same(known: Mapping, made: Mapping) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from nnunet_oar.annotations import organ_labels
+from nnunet_oar.files import sha256_of
 from nnunet_oar.networks.attention_anatomy import AttentionAnatomyNet
 from nnunet_oar.networks.cascade import CascadeNetwork
 from nnunet_oar.networks.heatmap_cascade import HeatmapCascadeNetwork
@@ -29,6 +29,7 @@ from nnunet_oar.plan import (
     OARPlan,
     SharedEncoderPlan,
 )
+from nnunet_oar.preprocessed import inherited
 
 NETWORKS: dict[type[OARPlan], type[VolumeNetwork]] = {
     CascadePlan: CascadeNetwork,
@@ -94,10 +95,10 @@ def load_model(
     folder = Path(folder)
     plans, dataset_json = (_json(folder, name) for name in ("plans.json", "dataset.json"))
     chosen = _folds(folder, folds, checkpoint_name)
-    hashes = {fold: _sha256(folder / f"fold_{fold}" / checkpoint_name) for fold in chosen}
+    hashes = {fold: sha256_of(folder / f"fold_{fold}" / checkpoint_name) for fold in chosen}
     stored = [_checkpoint(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in chosen]
     name = stored[0]["init_args"]["configuration"]
-    configuration = _inherited(plans["configurations"], name)
+    configuration = inherited(plans["configurations"], name)
     if SECTION not in configuration:
         raise ValueError(
             f"{folder} is a model of {stored[0]['trainer_name']}, its plans hold no section {SECTION!r}: it is none of our "
@@ -187,19 +188,3 @@ def _checkpoint(path: Path, trust: bool) -> dict:
     ):
         raise ValueError(f"{path} is no checkpoint that nnU-Net wrote")
     return stored
-
-
-def _inherited(configurations: dict, name: str) -> dict:
-    """A configuration with what it inherits, as nnU-Net resolves it."""
-    if name not in configurations:
-        raise ValueError(f"plans.json holds no configuration {name!r}, but {', '.join(configurations)}")
-    own = configurations[name]
-    return (_inherited(configurations, own["inherits_from"]) if "inherits_from" in own else {}) | own
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

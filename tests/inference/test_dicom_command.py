@@ -136,6 +136,19 @@ def test_names_of_regions_are_options(model, tmp_path, capsys):
         assert ("1 of 1 cases are there already" in capsys.readouterr().out) == again
 
 
+def test_other_formats_do_not_hide_names_of_regions(model, tmp_path, capsys):
+    ct(tmp_path / "in")
+    (tmp_path / "names.json").write_text('{"heart": "Herz"}')
+    command = ("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-f", 0, "--continue_prediction")
+    named = ("--roi-names", tmp_path / "names.json")
+    for form, options, again in (
+        ("rtstruct", named, False), ("nifti", (), False), ("rtstruct", named, True), ("nifti", (), True),
+        ("rtstruct", (), False), ("rtstruct", (), True), ("nifti", (), True),
+    ):  # fmt: skip
+        assert predict(*command, "--format", form, *options) == 0
+        assert ("1 of 1 cases are there already" in capsys.readouterr().out) == again, (form, options)
+
+
 def test_results_inside_the_folder_of_the_series_are_none_of_it(model, tmp_path, capsys):
     ct(tmp_path / "in")
     command = ("-i", tmp_path / "in", "-o", tmp_path / "in" / "out", "-m", model, "-f", 0, "--continue_prediction")

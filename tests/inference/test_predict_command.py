@@ -15,7 +15,7 @@ from scipy.ndimage import label as components
 from toy_model import ORGANS, SMALL, make_model
 
 from nnunet_oar.cli import main
-from nnunet_oar.inference import OARPredictor, batch
+from nnunet_oar.inference import OARPredictor, batch, cases
 from nnunet_oar.inference.image import as_image
 from nnunet_oar.inference.model import load_model
 from nnunet_oar.networks.cascade import CascadeNetwork
@@ -357,6 +357,47 @@ def test_probabilities_of_another_model_or_ct_do_not_stay(model, folder, tmp_pat
     assert predict(*command, *again) == 0 and "1 cases are there damaged, of another CT" in capsys.readouterr().out
     (out / "one.pkl").unlink()
     assert predict(*command, *again) == 0 and "1 cases are there damaged" in capsys.readouterr().out
+
+
+def test_what_was_begun_by_another_model_and_not_ended_does_not_stay(model, folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    command = ("-i", folder / "one_0000.nii.gz", "-o", out, "-m", model, "-q")
+    assert predict(*command, "-f", 0, "--save_probabilities") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cases, "_write_result", lambda *_: 1 / 0)
+        assert predict(*command, "-f", 1, "--save_probabilities") == 1
+    assert "one.npz" in names(out) and "one.nii.gz" not in names(out)
+    assert json.loads((out / "one.json").read_text())["model"]["sha256"].keys() == {"1"}
+    assert predict(*command, "-f", 0) == 0
+    assert {"one.npz", "one.pkl"}.isdisjoint(names(out)) and "one.nii.gz" in names(out)
+
+
+def test_results_above_the_cts_and_a_ct_that_is_gone(model, folder, tmp_path, capsys):
+    command = ("-i", folder, "-o", tmp_path, "-m", model, "-f", 0, "--continue_prediction", "--disable_progress_bar")
+    assert predict(*command) == 0
+    sitk.WriteImage(ct(9), str(folder / "three.mha"))
+    (folder / "any name.nrrd").unlink()
+    (folder / "any name.nrrd").symlink_to(tmp_path / "nowhere.nrrd")
+    # touched, and what it was
+    (folder / "one_0000.nii.gz").touch()
+    capsys.readouterr()
+    assert predict(*command) == 1
+    printed = capsys.readouterr()
+    assert "2 cases are there damaged, of another CT" in printed.out and "1 of 3 cases are there already" in printed.out
+    assert "any name.nrrd" in printed.err and "1 of 2 cases were not predicted" in printed.err
+
+
+@pytest.mark.parametrize("files", [[["one.nii.gz"]], "one.nii.gz", [None], ["../one.txt"]])
+def test_a_manifest_of_others_deletes_nothing(model, folder, tmp_path, files):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "one.json").write_text(json.dumps({"files": files}))
+    for name in (tmp_path / "one.txt", out / "one.txt"):
+        name.write_text("mine")
+    assert (
+        predict("-i", folder / "one_0000.nii.gz", "-o", out, "-m", model, "-f", 0, "--continue_prediction", "-q") == 0
+    )
+    assert (tmp_path / "one.txt").is_file() and (out / "one.txt").is_file() and labels_in(out / "one.nii.gz").any()
 
 
 def test_an_interruption_is_one_line(model, folder, tmp_path, monkeypatch, capsys):
