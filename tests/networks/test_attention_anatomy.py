@@ -239,11 +239,14 @@ def warnings_of(network: AttentionAnatomyNet, image: torch.Tensor) -> list[str]:
     return network.reports[0].warnings
 
 
+@pytest.mark.parametrize(
+    "rows, columns", [((20, 36), (20, 30)), ((4, 8), (20, 30)), ((9, 12), (6, 9)), ((9, 12), (50, 54))]
+)
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_an_organ_that_the_frame_cuts_is_named_with_a_warning(axis):
+def test_an_organ_that_the_frame_cuts_is_named_with_a_warning(axis, rows, columns):
     """The frame holds rows 4 to 35 and columns 6 to 53; organ b is what is a slice above."""
     image = torch.full((1, 1, 6, 40, 60), -100.0)
-    image[:, :, 2, 20:36, 20:30] = 500.0
+    image[:, :, 2, slice(*rows), slice(*columns)] = 500.0
     (a, b) = warnings_of(network(slice_axis=axis), image.movedim(2, 2 + axis))
     assert a.startswith("a reaches the side of the frame of (32, 48)") and b.startswith("b reaches the side")
 
