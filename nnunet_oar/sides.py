@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 # words for a side in the names of organs, left -> right
-_OPPOSITES = {
+_RIGHT_OF = {
     "left": ("right",), "l": ("r",), "lt": ("rt",), "li": ("re",), "links": ("rechts",), "sin": ("dex",),
     "sinister": ("dexter",), "gauche": ("droit", "droite"),
 }  # fmt: skip
-LEFT, RIGHT = frozenset(_OPPOSITES), frozenset(word for words in _OPPOSITES.values() for word in words)
+LEFT, RIGHT = frozenset(_RIGHT_OF), frozenset(word for words in _RIGHT_OF.values() for word in words)
+_OPPOSITES = _RIGHT_OF | {right: (left,) for left, rights in _RIGHT_OF.items() for right in rights}
 # at the beginning or the end of a word
 _GLUED = (("left", "right"), ("links", "rechts"), ("l", "r"))
 
@@ -27,17 +28,14 @@ def side_pairs(labels: Mapping[str, int]) -> tuple[list[tuple[int, int]], list[s
     words = {name: re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name) for name in labels}
     words = {name: tuple(word.lower() for word in found) for name, found in words.items()}
     by_words = {value: name for name, value in words.items()}
-    opposites = dict(_OPPOSITES)
-    for left, rights in _OPPOSITES.items():
-        opposites |= dict.fromkeys(rights, (left,))
     pairs, single = [], []
     for name, value in words.items():
-        sides = [word for word in value if word in opposites]
+        sides = [word for word in value if word in _OPPOSITES]
         if not sides:
             if any(other in by_words for other in _other_sides(value)):
                 single.append(name)
             continue
-        mirrored = product(*(opposites.get(word, (word,)) for word in value))
+        mirrored = product(*(_OPPOSITES.get(word, (word,)) for word in value))
         partner = next((by_words[other] for other in mirrored if other in by_words), None)
         if partner is None:
             single.append(name)

@@ -177,14 +177,14 @@ class OARTrainer(nnUNetTrainer):
             f"run nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {name}",
         )
         begun = self._trained_folds() + ([f"fold_{self.fold}"] if self._restoring else [])
-        path = Path(self.output_folder_base) / "plans.json"
-        if begun and path.is_file():
-            changed = differences(self._read_saved(path), plans.plans, name)
-            if changed:
-                raise RuntimeError(
-                    f"{path}, with which {', '.join(begun)} began, says otherwise how cases are preprocessed than {plans_name} "
-                    f"does today ({', '.join(changed)}); plan and preprocess as then, or move {path.parent} away"
-                )
+        saved = self._saved_plans() if begun else None
+        changed = differences(saved, plans.plans, name) if saved is not None else []
+        if changed:
+            folder = self.output_folder_base
+            raise RuntimeError(
+                f"{folder}/plans.json, with which {', '.join(begun)} began, says otherwise how cases are preprocessed than "
+                f"{plans_name} does today ({', '.join(changed)}); plan and preprocess as then, or move {folder} away"
+            )
 
     def _choose_section(self, dataset) -> tuple[dict, Sequence[int]]:
         planned = self._planned(self.configuration_manager.configuration)
@@ -208,13 +208,14 @@ class OARTrainer(nnUNetTrainer):
         return dict(section), list(configuration["patch_size"])
 
     def _saved(self) -> tuple[dict, Sequence[int]] | None:
+        plans = self._saved_plans()
+        return None if plans is None else self._planned(plans["configurations"].get(self.configuration_name, {}))
+
+    def _saved_plans(self) -> dict | None:
+        """What the folds of this model began with; None before the first one."""
         path = Path(self.output_folder_base) / "plans.json"
         if not path.is_file():
             return None
-        return self._planned(self._read_saved(path)["configurations"].get(self.configuration_name, {}))
-
-    @staticmethod
-    def _read_saved(path: Path) -> dict:
         for _ in range(10):
             try:
                 return json.loads(path.read_text())

@@ -57,6 +57,11 @@ class Case:
     files: tuple[Path, ...]
     ending: str
 
+    @property
+    def refers(self) -> bool:
+        """Whether the result is DICOM and refers to the CT, by UIDs that it must then have."""
+        return self.ending.endswith(DICOM)
+
     def output(self, folder: Path) -> Path:
         return folder / f"{self.name}{self.ending}"
 
@@ -78,7 +83,7 @@ class Case:
         known, names = _manifest_of(folder, self), self.results(outputs)
         if not set(names) <= set(known["files"]):
             return False
-        if self.ending.endswith(DICOM) and known.get("region_names") != outputs.region_names:
+        if self.refers and known.get("region_names") != outputs.region_names:
             return False
         try:
             for path in (folder / name for name in names):
@@ -100,11 +105,6 @@ class DicomCase(Case):
 
     series: str | None = None
     resample: bool = False
-
-    @property
-    def refers(self) -> bool:
-        """Whether the result is DICOM and refers to the CT, by UIDs that it must then have."""
-        return self.ending.endswith(".dcm")
 
     def source(self, output: Path) -> dict:
         files = (path for path in self.files[0].rglob("*") if path.is_file() and looks_like_dicom(path))
@@ -255,7 +255,7 @@ def write_case(case: Case, prediction: Prediction, predictor: OARPredictor, fold
     # which say the organs' names; other results do not
     dicom = {name for name in before["files"] if name.endswith(DICOM)}
     regions = dict(outputs.region_names)
-    if same and not case.ending.endswith(DICOM):
+    if same and not case.refers:
         regions = before.get("region_names", regions)
     # results in other formats may lie beside the new ones where the new manifest is true of them, too
     kept = set(before["files"]) - set(names) if same else set()

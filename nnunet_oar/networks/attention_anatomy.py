@@ -142,8 +142,8 @@ class AttentionAnatomyNet(VolumeNetwork):
         # sides of the frame beyond which the slice goes on: (axis of the logits, index)
         open_sides = [(2 + axis, 0) for axis in range(2) if crop.start[axis] > 0]
         open_sides += [(2 + axis, -1) for axis in range(2) if crop.stop[axis] < plane[axis]]
-        seen = torch.zeros(len(plan.organs), dtype=torch.bool)
-        cut, before = seen.clone(), None
+        cut = torch.zeros(len(plan.organs), dtype=torch.bool)
+        seen, before = False, None
         for first in range(0, count, plan.prediction_batch):
             last = min(first + plan.prediction_batch, count)
             indices = neighbours(range(first, last), plan.slices, count)
@@ -152,7 +152,7 @@ class AttentionAnatomyNet(VolumeNetwork):
             slabs = framed(planes, volume.lowest, plan.slice_shape)[indices - indices.min()].flatten(1, 2)
             logits = run_finite(self.network, slabs)[0][(..., *place.slices)]
             logits = logits[:, 1:] - logits[:, :1]
-            seen |= (logits > 0).amax((0, 2, 3)).cpu()
+            seen = seen or bool((logits > 0).any())
             for side, index in open_sides:
                 cut |= (logits.select(side, index) > 0).amax((0, 2)).cpu()
             start, stop = in_volume(first - 1 if first else 0, last, crop)
@@ -167,7 +167,7 @@ class AttentionAnatomyNet(VolumeNetwork):
                     for label in range(1, self.num_classes)
                 ],
             )
-        if not seen.any():
+        if not seen:
             report.warn("no organ was found: the result is empty")
         for organ, reaches in zip(self.organs, cut.tolist(), strict=True):
             if reaches:
